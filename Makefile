@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml setup.py $(wildcard compress3g/kernels/*.[ch] compress3g/kernels/*/*.[ch])
+
+demo: .venv/demo
+	$(BIN)/compress3g nerf train scenes/lantern --hollow --compare --steps 1500 --log2-hashmap 13 -o runs/demo
+
+test: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+
+lint: .venv/test
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
+
+types: .venv/test
+	$(BIN)/mypy
+
+.venv/demo: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[nerf]' && touch $@
+
+.venv/test: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[nerf,dev]' && touch $@ .venv/demo
+
+clean:
+	rm -rf .venv runs build *.egg-info
+
+.PHONY: demo test lint types clean

@@ -1,0 +1,118 @@
+"""Command-line options, TOML files and Python configuration from one dataclass, so none can drift."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import click
+from click.core import ParameterSource
+
+from ..errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def _plain(kind: Any) -> Any:
+    """`T` of `T | None`."""
+    if get_origin(kind) in (types.UnionType, typing.Union):
+        return next(k for k in get_args(kind) if k is not type(None))
+    return kind
+
+
+def _click_type(kind: Any) -> Any:
+    kind = _plain(kind)
+    if get_origin(kind) is Literal:
+        return click.Choice([str(choice) for choice in get_args(kind)])
+    return kind
+
+
+def options_from(config: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that adds one option per field of a dataclass, and `--config FILE.toml`.
+
+    The field's metadata "help" is the option's text; its default is the option's.
+    """
+    kinds = typing.get_type_hints(config)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for field in reversed(dataclasses.fields(config)):
+            flag, text = field.name.replace("_", "-"), field.metadata["help"]
+            if kinds[field.name] is bool:
+                option = click.option(
+                    f"--{flag}/--no-{flag}", default=field.default, help=text, show_default=True
+                )
+            else:
+                option = click.option(
+                    f"--{flag}",
+                    type=_click_type(kinds[field.name]),
+                    default=field.default,
+                    help=text,
+                    show_default=field.default is not None,
+                )
+            command = option(command)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="TOML file of options; options given here win.",
+        )(command)
+
+    return decorate
+
+
+def _matches(value: Any, kind: Any) -> bool:
+    kind = _plain(kind)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def read_toml(config: type[Any], file: Path) -> dict[str, Any]:
+    """The values of a TOML file, checked against the fields of `config`.
+
+    Raises ConfigError naming file and key for what is missing, misspelt or of the wrong type.
+    """
+    try:
+        values = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from None
+    kinds = typing.get_type_hints(config)
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(f"{file}: no option {key!r}; known are {', '.join(sorted(kinds))}")
+        if not _matches(value, kinds[key]):
+            raise ConfigError(f"{file}: {key} = {value!r} is not of the kind {kinds[key]}")
+    return values
+
+
+def resolve(config: type[Config], options: Mapping[str, Any], file: Path | None) -> Config:
+    """The configuration of this call: defaults, then the TOML file, then what was really typed."""
+    context = click.get_current_context()
+    values = dict(options)
+    for key, value in (read_toml(config, file) if file else {}).items():
+        if context.get_parameter_source(key) is not ParameterSource.COMMANDLINE:
+            values[key] = value
+    return config(**values)
+
+
+def to_toml(config: Any) -> str:
+    """TOML that `--config` reads back into an equal configuration; unset fields are left out."""
+    lines = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is not None:
+            # JSON's numbers, booleans and escaped strings are TOML's too.
+            lines.append(f"{field.name} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""What every long run needs: seeds, devices, checkpoints, a progress line, logging."""

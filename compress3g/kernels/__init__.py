@@ -1,0 +1,1 @@
+"""Hot loops: one folder per operation, one file per backend, a torch reference beside each."""

@@ -1,0 +1,2 @@
+#define BODY "adam/body.h"
+#include "../_bodies.h"

@@ -1,0 +1,2 @@
+#define BODY "composite/body.h"
+#include "../_bodies.h"

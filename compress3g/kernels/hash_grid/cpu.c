@@ -1,0 +1,2 @@
+#define BODY "hash_grid/body.h"
+#include "../_bodies.h"

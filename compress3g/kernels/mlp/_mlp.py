@@ -1,0 +1,60 @@
+"""The differentiable perceptron, whichever backend runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..registry import pick
+
+
+def padded(width: int) -> int:
+    """Columns a buffer of `width` features has: the next multiple of 16, a full vector."""
+    return -(-width // 16) * 16
+
+
+class _MLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backend: ModuleType, *weights: Tensor) -> Tensor:
+        out, hidden = backend.forward(x, weights, keep_hidden=True)
+        ctx.backend, ctx.count = backend, len(weights)
+        ctx.save_for_backward(x, *weights, *hidden)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, *rest = ctx.saved_tensors
+        weights, hidden = rest[: ctx.count], rest[ctx.count :]
+        x_grad, weight_grads = ctx.backend.backward(
+            upstream[0].contiguous(), x, weights, hidden, need_input=ctx.needs_input_grad[0]
+        )
+        return x_grad, None, *weight_grads
+
+
+def mlp(
+    x: Float[Tensor, "n in_padded"], weights: Sequence[Float[Tensor, "out in"]]
+) -> Float[Tensor, "n out_padded"]:
+    """W_k relu(... relu(W_1 x)): no bias, no activation after the last layer.
+
+    `x` has `padded(in)` columns of which those beyond `in` are zero; the result has `padded(out)`
+    columns of which those beyond `out` are zero. Raises ConfigError when the shapes do not chain.
+    """
+    if x.dim() != 2 or x.shape[1] != padded(weights[0].shape[1]):
+        raise ConfigError(
+            f"input of shape {tuple(x.shape)} for a first layer {tuple(weights[0].shape)}: "
+            f"need {padded(weights[0].shape[1])} columns"
+        )
+    for a, b in zip(weights, weights[1:], strict=False):
+        if a.shape[0] != b.shape[1]:
+            raise ConfigError(f"layers {tuple(a.shape)} and {tuple(b.shape)} do not chain")
+    backend = pick("mlp", x.device)
+    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+        out: Tensor = _MLP.apply(x, backend, *weights)  # type: ignore[no-untyped-call]
+        return out
+    return backend.forward(x, weights, keep_hidden=False)[0]  # type: ignore[no-any-return]

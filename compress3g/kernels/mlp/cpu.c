@@ -1,0 +1,2 @@
+#define BODY "mlp/body.h"
+#include "../_bodies.h"

@@ -1,0 +1,2 @@
+#define BODY "ray_march/body.h"
+#include "../_bodies.h"

@@ -1,0 +1,1 @@
+"""HollowNeRF: hash-grid radiance fields whose space is pruned while they train."""

@@ -1,0 +1,62 @@
+"""What a training run is made of: one frozen dataclass, from which options and TOML keys follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import ConfigError
+
+PrunerName = Literal["rewind", "saliency", "projected", "paper"]
+
+
+def _of(default: Any, help: str) -> Any:  # noqa: A002 - the metadata key click options read
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run besides the scene."""
+
+    hollow: bool = _of(False, "Prune space while training (HollowNeRF).")
+    pruner: PrunerName = _of("rewind", "How --hollow finds the space worth features.")
+    steps: int | None = _of(None, "Train this many steps (default 2000 without --seconds).")
+    seconds: float | None = _of(None, "Train this long instead, seconds of wall time.")
+    log2_hashmap: int = _of(15, "Log2 of the entries per level, T; paper 14 to 19.")
+    finest: int = _of(1024, "Resolution of the finest level, cells per axis.")
+    samples: int = _of(1 << 14, "Samples per step; rays adapt to it.")
+    learning_rate: float = _of(1e-2, "Of Adam, decaying to a tenth over the run.")
+    march: int = _of(384, "Samples along a diagonal of the box; 1024 suits 800-pixel images.")
+    occupancy: int = _of(64, "Cells per axis of the occupancy grid and of the mask.")
+    hull: bool = _of(True, "Carve space by the images' alpha before training, where they have one.")
+    saliency_res: int = _of(64, "Vertices per axis of the saliency grid, R.")
+    sparsity: float = _of(0.05, "Share of space to keep, C, for the saliency pruners; paper 0.04.")
+    rho: float = _of(1e-2, "Penalty weight of the constraint S(G) < C.")
+    dual_lr: float = _of(1e-3, "Step of dual ascent on gamma.")
+    saliency_lr: float = _of(0.3, "Adam's rate for the saliency grid.")
+    prune_start: float = _of(0.07, "Share of the run before pruning starts.")
+    seed: int = _of(0, "Of everything random.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the field for every value nothing can be trained with."""
+        checks = {
+            "steps": self.steps is None or self.steps >= 1,
+            "seconds": self.seconds is None or self.seconds > 0,
+            "log2_hashmap": 3 <= self.log2_hashmap <= 24,
+            "finest": 16 <= self.finest <= 8192,
+            "samples": 256 <= self.samples <= 1 << 22,
+            "learning_rate": 0 < self.learning_rate <= 1,
+            "march": 16 <= self.march <= 8192,
+            "occupancy": 8 <= self.occupancy <= 256,
+            "saliency_res": 2 <= self.saliency_res <= 256,
+            "sparsity": 0 < self.sparsity < 1,
+            "rho": self.rho >= 0,
+            "dual_lr": self.dual_lr >= 0,
+            "saliency_lr": 0 < self.saliency_lr <= 10,
+            "prune_start": 0 <= self.prune_start < 1,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range")
+        if self.steps is not None and self.seconds is not None:
+            raise ConfigError("--steps and --seconds exclude each other: give one of them")

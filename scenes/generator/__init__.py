@@ -1,0 +1,1 @@
+"""Procedural scenes, cameras and path tracing behind `make_scenes.py`."""
