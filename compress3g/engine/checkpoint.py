@@ -67,7 +67,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise FormatError(f"{path} does not exist") from None
     except KeyError:
-        raise FormatError(f"{path} was not written by compress3g: its metadata is missing") from None
+        raise FormatError(
+            f"{path} was not written by compress3g: its metadata is missing"
+        ) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{path} is damaged ({error}): use another checkpoint") from None
 

@@ -6,8 +6,11 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +52,12 @@ class Progress:
             self._shown = True
         else:
             _log.info(line)
+
+    def over(self, items: Iterable[Item], count: int) -> Iterator[Item]:
+        """The items, with a line that says how many of `count` have been asked for."""
+        for i, item in enumerate(items):
+            self.update({"": f"{i}/{count}"}, i / count)
+            yield item
 
     def __enter__(self) -> Progress:
         return self

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, SceneError
 from .cameras import Cameras
+from .readers._transforms import number, pinhole_of, pose_of, read_frames
 
 _SPREAD = 0.01  # mean squared sine between optical axes below which they have no common point
 _FACING = 0.8  # length of the mean optical axis above which cameras face one way
@@ -38,7 +37,9 @@ def orbit(
     if radius is not None and not 0 < radius < math.inf:
         raise ConfigError(f"an orbit of radius {radius} is impossible: give a positive number")
     if elevation is not None and not -90 < elevation < 90:
-        raise ConfigError(f"an orbit at elevation {elevation} is impossible: give -89 to 89 degrees")
+        raise ConfigError(
+            f"an orbit at elevation {elevation} is impossible: give -89 to 89 degrees"
+        )
     stand = _Stand.of(cameras)
     if stand.centre is None:
         raise SceneError("the cameras look at no common point to orbit: use the spiral path")
@@ -49,9 +50,7 @@ def orbit(
     return _path(cameras, stand.around(turn, height, away), size)
 
 
-def spiral(
-    cameras: Cameras, frames: int = 90, *, size: tuple[int, int] | None = None
-) -> Cameras:
+def spiral(cameras: Cameras, frames: int = 90, *, size: tuple[int, int] | None = None) -> Cameras:
     """Two seamless turns that sweep the space the cameras stand in.
 
     Where they face one way (a forward-facing capture), an ellipse in the plane of the mean camera,
@@ -81,21 +80,12 @@ def from_json(path: str | PathLike[str], *, size: tuple[int, int] | None = None)
     Raises SceneError, one line that names the file, for anything else.
     """
     path = Path(path)
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not JSON ({error})"
-        raise SceneError(f"cannot read the camera path {path}: {reason}") from None
-    frames = data.get("frames") if isinstance(data, dict) else None
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-        raise SceneError(f"{path} has no list of frames: it is not a transforms file")
-    if not frames:
-        raise SceneError(f"{path} has an empty list of frames: a path needs at least one")
-    width, height = (round(_number(path, data, key, size and size[i])) for i, key in enumerate("wh"))
+    data, frames = read_frames(path, "camera path")
+    width, height = (round(number(path, data, key, size and size[i])) for i, key in enumerate("wh"))
     if width < 1 or height < 1:
         raise SceneError(f"{path}: images of {width}x{height} pixels are impossible")
-    lenses = [_lens_of(path, {**data, **frame}, width, height) for frame in frames]
-    poses = [_pose_of(path, i, frame.get("transform_matrix")) for i, frame in enumerate(frames)]
+    lenses = [pinhole_of(path, {**data, **frame}, width, height) for frame in frames]
+    poses = [pose_of(path, i, frame.get("transform_matrix")) for i, frame in enumerate(frames)]
     cameras = _pinhole((width, height), torch.tensor(lenses), torch.stack(poses).float())
     return _resized(cameras, size)
 
@@ -218,9 +208,7 @@ def _constant(like: Float[Tensor, "f"], value: Float[Tensor, ""] | float) -> Flo
     return torch.full_like(like, float(value))
 
 
-def _path(
-    cameras: Cameras, poses: Float[Tensor, "f 3 4"], size: tuple[int, int] | None
-) -> Cameras:
+def _path(cameras: Cameras, poses: Float[Tensor, "f 3 4"], size: tuple[int, int] | None) -> Cameras:
     """Cameras at these poses with the median lens of the given ones, on the same device."""
     lens = cameras.intrinsics.detach().median(0).values.expand(len(poses), 4)
     found = _pinhole((cameras.width, cameras.height), lens, poses.to(cameras.poses))
@@ -251,48 +239,3 @@ def _resized(cameras: Cameras, size: tuple[int, int] | None) -> Cameras:
     focal, middle = cameras.intrinsics[:, :2], cameras.intrinsics[:, 2:]
     moved = cameras.intrinsics.new_tensor(size) / 2 + (middle - old / 2) * factor
     return _pinhole(size, torch.cat([focal * factor, moved], -1), cameras.poses)
-
-
-def _number(path: Path, data: dict[str, Any], key: str, default: float | None = None) -> float:
-    value = data.get(key, default)
-    if value is None:
-        raise SceneError(f"{path} does not say {key}: add it")
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise SceneError(f"{path}: {key} is {value!r}, not a finite number")
-    return float(value)
-
-
-def _lens_of(path: Path, data: dict[str, Any], width: int, height: int) -> list[float]:
-    """fx, fy, cx, cy in pixels of one frame, whose keys go before the file's."""
-    if "fl_x" not in data and "camera_angle_x" not in data:
-        raise SceneError(f"{path} says neither camera_angle_x nor fl_x: add one of them")
-    focal = _number(path, data, "fl_x", 0) or _focal(width, _number(path, data, "camera_angle_x"))
-    if not focal > 0:
-        raise SceneError(f"{path}: a focal length of {focal:g} pixels is impossible")
-    other = _number(path, data, "fl_y", focal)
-    middle = _number(path, data, "cx", width / 2), _number(path, data, "cy", height / 2)
-    return [focal, other, *middle]
-
-
-def _focal(width: int, angle: float) -> float:
-    return 0.5 * width / math.tan(0.5 * angle) if 0 < angle < math.pi else -1.0
-
-
-def _pose_of(path: Path, index: int, matrix: Any) -> Float[Tensor, "3 4"]:
-    """A camera-to-world matrix without its last row and without scale."""
-    where = f"{path}: the transform_matrix of frame {index}"
-    try:
-        pose = torch.tensor(matrix, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise SceneError(f"{where} is missing or not a matrix of numbers") from None
-    if pose.shape not in ((4, 4), (3, 4)) or not pose.isfinite().all():
-        raise SceneError(f"{where} is not a finite 4x4 or 3x4 matrix")
-    pose = pose[:3]
-    scale = pose[:, :3].norm(dim=0)
-    axes = pose[:, :3] / scale
-    # Also false for the NaN of a zero column. 0.01 allows for matrices printed with few digits.
-    if not (axes.T @ axes - torch.eye(3, dtype=axes.dtype)).abs().max() < 0.01:
-        raise SceneError(f"{where} is singular or sheared: its first columns must be orthogonal")
-    if torch.linalg.det(axes) < 0:
-        raise SceneError(f"{where} mirrors space: negate one of its first three columns")
-    return torch.cat([axes, pose[:, 3:]], 1)

@@ -62,7 +62,9 @@ class Cameras:
         coefficients = self.distortion.index_select(0, view)
         if self.model == "opencv":
             ideal = undistort(seen, coefficients)
-            return torch.cat([ideal, ideal.new_ones(len(ideal), 1)], -1) * seen.new_tensor([1, -1, -1])
+            return torch.cat([ideal, ideal.new_ones(len(ideal), 1)], -1) * seen.new_tensor(
+                [1, -1, -1]
+            )
         radius = seen.norm(dim=-1)
         angle = undistort_angle(radius, coefficients)
         # On the axis itself the direction in the plane does not matter: sin(0) = 0.

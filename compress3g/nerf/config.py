@@ -10,7 +10,7 @@ from ..errors import ConfigError
 PrunerName = Literal["rewind", "saliency", "projected", "paper"]
 
 
-def _of(default: Any, help: str) -> Any:  # noqa: A002 - the metadata key click options read
+def _of(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -20,7 +20,7 @@ class TrainConfig:
 
     hollow: bool = _of(False, "Prune space while training (HollowNeRF).")
     pruner: PrunerName = _of("rewind", "How --hollow finds the space worth features.")
-    steps: int | None = _of(None, "Train this many steps (default 2000 without --seconds).")
+    steps: int | None = _of(None, "Train this many steps (default 2000).")
     seconds: float | None = _of(None, "Train this long instead, seconds of wall time.")
     log2_hashmap: int = _of(15, "Log2 of the entries per level, T; paper 14 to 19.")
     finest: int = _of(1024, "Resolution of the finest level, cells per axis.")
@@ -30,11 +30,13 @@ class TrainConfig:
     occupancy: int = _of(64, "Cells per axis of the occupancy grid and of the mask.")
     hull: bool = _of(True, "Carve space by the images' alpha before training, where they have one.")
     saliency_res: int = _of(64, "Vertices per axis of the saliency grid, R.")
-    sparsity: float = _of(0.05, "Share of space to keep, C, for the saliency pruners; paper 0.04.")
+    sparsity: float | None = _of(None, "Share of G to keep, C (default 0.05, pruner paper 0.04).")
     rho: float = _of(1e-2, "Penalty weight of the constraint S(G) < C.")
     dual_lr: float = _of(1e-3, "Step of dual ascent on gamma.")
     saliency_lr: float = _of(0.3, "Adam's rate for the saliency grid.")
     prune_start: float = _of(0.07, "Share of the run before pruning starts.")
+    rewind_limit: float = _of(0.1, "Largest share of the run for the first phase of rewind.")
+    visible: float = _of(0.02, "Rendering weight from which rewind keeps a cell.")
     seed: int = _of(0, "Of everything random.")
 
     def __post_init__(self) -> None:
@@ -49,14 +51,17 @@ class TrainConfig:
             "march": 16 <= self.march <= 8192,
             "occupancy": 8 <= self.occupancy <= 256,
             "saliency_res": 2 <= self.saliency_res <= 256,
-            "sparsity": 0 < self.sparsity < 1,
+            "sparsity": self.sparsity is None or 0 < self.sparsity < 1,
             "rho": self.rho >= 0,
             "dual_lr": self.dual_lr >= 0,
             "saliency_lr": 0 < self.saliency_lr <= 10,
+            "rewind_limit": 0.01 <= self.rewind_limit <= 0.9,
+            "visible": 0 < self.visible < 1,
             "prune_start": 0 <= self.prune_start < 1,
         }
         for name, good in checks.items():
             if not good:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range")
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} {getattr(self, name)} is out of range: see --help")
         if self.steps is not None and self.seconds is not None:
             raise ConfigError("--steps and --seconds exclude each other: give one of them")

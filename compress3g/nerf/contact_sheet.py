@@ -36,7 +36,15 @@ _INK, _GREY, _RULE, _PAPER = "#1c1c1e", "#6b6b70", "#dcdce0", "#ffffff"
 # The font that Pillow ships lacks these; a box in their place would look broken.
 _SPELT = str.maketrans(
     {"×": "x", "−": "-", "–": "-", "—": "-", "²": "^2", "³": "^3", "→": "->", "≤": "<=", "≥": ">="}
-    | {"γ": "gamma", "σ": "sigma", "α": "alpha", "ρ": "rho", "τ": "tau", "\u202f": " ", "\u2009": " "}
+    | {
+        "γ": "gamma",
+        "σ": "sigma",
+        "α": "alpha",
+        "ρ": "rho",
+        "τ": "tau",
+        "\u202f": " ",
+        "\u2009": " ",
+    }
 )
 
 

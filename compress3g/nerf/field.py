@@ -68,9 +68,7 @@ class HollowField(nn.Module):
         self.colour_layers = _layers((GEOMETRY + 16, *_COLOUR_WIDTHS), generator)
         self.saliency = saliency
 
-    def density(
-        self, x: Float[Tensor, "n 3"]
-    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 16"]]:
+    def density(self, x: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 16"]]:
         """Density per unit-cube length, and the density network's 16 outputs."""
         v = encode(self.table, x, self.levels, accumulate=True)
         gate = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name every torch program gives it
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -70,7 +70,9 @@ def composite_over(
     tensor([[[1.0000, 0.8000, 0.8000]]])
     """
     if image.shape[2] not in (3, 4):
-        raise SceneError(f"an image needs 3 or 4 channels, got {image.shape[2]}: convert it to RGBA")
+        raise SceneError(
+            f"an image needs 3 or 4 channels, got {image.shape[2]}: convert it to RGBA"
+        )
     unit = image.float() / 255
     rgb, alpha = unit[..., :3], unit[..., 3:]
     return rgb * alpha + background * (1 - alpha) if alpha.shape[2] else rgb

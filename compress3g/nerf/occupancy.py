@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..kernels.ray_march import pack_bits
+from ..kernels.ray_march import pack_bits, unpack_bits
 
 Density = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]]
 
@@ -39,11 +39,20 @@ class OccupancyGrid(nn.Module):
         self.density.zero_()
         self.bits = pack_bits(self.allowed)
 
+    def narrow(self, cells: Bool[Tensor, "z y x"]) -> None:
+        """Forbid all but these cells from now on; what is known of the others stays."""
+        self.allowed &= cells.reshape(-1)
+        self.bits = pack_bits(self.cells().reshape(-1) & self.allowed)
+
+    def restore(self, density: Tensor, allowed: Tensor, bits: Tensor) -> None:
+        """Take over a saved state: densities, and both sets of cells as packed bits."""
+        device = self.bits.device
+        self.density, self.bits = density.to(device), bits.to(device)
+        self.allowed = unpack_bits(allowed, self.side).reshape(-1).to(device)
+
     def cells(self) -> Bool[Tensor, "z y x"]:
         """Occupied cells."""
-        place = torch.arange(8, dtype=torch.uint8, device=self.bits.device)
-        flat = (self.bits[:, None] >> place & 1).bool().reshape(-1)[: self.side**3]
-        return flat.view(self.side, self.side, self.side)
+        return unpack_bits(self.bits, self.side)
 
     def fraction(self) -> float:
         """Occupied share of the box."""
@@ -88,5 +97,3 @@ def dilate(cells: Bool[Tensor, "z y x"], radius: int = 1) -> Bool[Tensor, "z y x
     size = 2 * radius + 1
     grown = torch.nn.functional.max_pool3d(cells[None, None].float(), size, 1, radius)
     return grown[0, 0] > 0
-
-

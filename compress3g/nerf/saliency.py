@@ -1,4 +1,4 @@
-"""The saliency grid: one trainable number per voxel that says how much of space is worth features."""
+"""The saliency grid: one trainable number per voxel, how much of space is worth features."""
 
 from __future__ import annotations
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..kernels.adam import SparseAdam
-from ..kernels.hash_grid import Levels
 from ..kernels.ray_march import Samples, march
 from .config import TrainConfig
 from .field import HollowField
 from .hull import visual_hull
+from .model import NerfModel
 from .occupancy import OccupancyGrid
-from .pixels import Pixels
+from .phase import Phase
+from .pixels import Pixels, Rays
 from .pruning import Pruner, make_pruner
-from .render import Rendered, shade
+from .render import shade
 from .scene import Scene
 
-_DEFAULT_STEPS = 2000
-_OCCUPANCY_EVERY = 16
-_WARM_UP = 128  # steps in which every cell is refreshed, as in Instant-NGP's first 256
+DEFAULT_STEPS = 2000
+_FIRST_RAYS = 64
 _MOST_RAYS = 1 << 14
 
 
@@ -36,54 +39,69 @@ class Progress:
     psnr: float  # of the training rays, running mean, dB
     samples: int  # since the start
     seconds: float  # of training
+    phase: str
     kept: float  # share of the box that is occupied
     gamma: float | None  # multiplier of the constraint, None without one
 
 
 class Trainer:
-    """Trains a field on a scene; everything a run needs to go on is in `state_dict`."""
+    """Trains a field on a scene: `fit()`, then `model()`.
 
-    def __init__(self, scene: Scene, config: TrainConfig, *, device: torch.device | None = None) -> None:
+    pruner, phase: instead of those the configuration names, for experiments.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        config: TrainConfig,
+        *,
+        device: torch.device | None = None,
+        pruner: Pruner | None = None,
+        phase: Phase | None = None,
+    ) -> None:
         self.scene, self.config = scene, config
         self.device = device or torch.device("cpu")
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.march_step = 3**0.5 / config.march
         self._pixels = Pixels(scene, self.device)
-        self.pruner: Pruner | None = make_pruner(config) if config.hollow else None
-        self.occupancy = OccupancyGrid(config.occupancy, self.march_step).to(self.device)
-        if config.hull and scene.has_alpha:
-            self.occupancy.allow(visual_hull(scene, config.occupancy).to(self.device))
+        self.pruner = pruner or make_pruner(config)
         self.step = self.samples = 0
         self.seconds = 0.0
-        self._loss = 0.0
-        self.start_phase()
+        self.loss = math.nan
+        self.occupancy = OccupancyGrid(config.occupancy, 3**0.5 / config.march).to(self.device)
+        if config.hull and scene.has_alpha:
+            self.occupancy.allow(visual_hull(scene, config.occupancy).to(self.device))
+        self.start_phase(phase or Phase.whole(config))
+        self.pruner.start(self)
 
-    def start_phase(self, *, levels: Levels | None = None, begin: float = 0.0, end: float = 1.0) -> None:
-        """A fresh field and optimiser for the part [begin, end) of the run; the rays go on."""
-        config = self.config
-        grid = levels or Levels.geometric(log2_size=config.log2_hashmap, finest=config.finest)
-        saliency = self.pruner.saliency() if self.pruner else None
-        gate = self.pruner.gate if self.pruner else "none"
-        self.field = HollowField(grid, saliency=saliency, gate=gate, generator=self.generator)
-        self.field.to(self.device)
-        groups = [{"params": [p for n, p in self.field.named_parameters() if "saliency" not in n]}]
-        if saliency is not None:
-            groups.append({"params": [*saliency.parameters()]})
-        self.optimizer = SparseAdam(groups, lr=config.learning_rate)
-        self.phase = (begin, end)
-        self.phase_step = 0
-        self.rays = 64
+    def start_phase(self, phase: Phase) -> None:
+        """A fresh field and optimiser; rays and the occupancy grid's allowed cells go on."""
+        self.phase, self.phase_step = phase, 0
+        self.occupancy.step = phase.march_step
+        self.rays = _FIRST_RAYS
+        field = HollowField(
+            phase.levels,
+            saliency=self.pruner.saliency(),
+            gate=self.pruner.gate,
+            generator=self.generator,
+        )
+        self.field = field.to(self.device)
+        rest = [p for name, p in field.named_parameters() if not name.startswith("saliency.")]
+        groups = [{"params": rest}]
+        if field.saliency is not None:
+            groups.append({"params": [*field.saliency.parameters()]})
+        self.optimizer = SparseAdam(groups, lr=self.config.learning_rate)
 
     def done(self) -> float:
         """Share of the run that is over."""
         if self.config.seconds is not None:
             return min(1.0, self.seconds / self.config.seconds)
-        return min(1.0, self.step / (self.config.steps or _DEFAULT_STEPS))
+        return min(1.0, self.step / (self.config.steps or DEFAULT_STEPS))
 
-    def phase_done(self) -> float:
-        """Share of the current phase that is over."""
-        begin, end = self.phase
-        return min(1.0, max(0.0, (self.done() - begin) / (end - begin)))
+    def learning_rate(self) -> float:
+        """Adam's rate: falls to a tenth during each phase."""
+        begin, end = self.phase.begin, self.phase.end
+        over = min(1.0, max(0.0, (self.done() - begin) / (end - begin)))
+        return float(self.config.learning_rate * 0.1**over)
 
     def fit(self, after_step: Callable[[Progress], bool] | None = None) -> None:
         """Train to the end of the run, or until `after_step` returns False."""
@@ -96,55 +114,80 @@ class Trainer:
 
     def progress(self) -> Progress:
         """Where the run stands."""
-        gamma = self.pruner.gamma() if self.pruner else None
-        psnr = -10 * torch.log10(torch.tensor(max(self._loss, 1e-10))).item()
+        psnr = -10 * math.log10(max(self.loss, 1e-10)) if self.step else math.nan
         return Progress(
-            *(self.step, self.done(), psnr, self.samples, self.seconds),
-            *(self.occupancy.fraction(), gamma),
+            *(self.step, self.done(), psnr, self.samples, self.seconds, self.phase.name),
+            *(self.occupancy.fraction(), self.pruner.gamma()),
         )
 
-    def _train_step(self) -> None:
-        if self.pruner:
-            self.pruner.before_step(self)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * 0.1 ** self.phase_done()
-        if self.pruner:
-            self.pruner.set_rates(self)
-        samples, rendered, loss = self._forward()
-        total = loss
-        if self.pruner and (penalty := self.pruner.penalty(self)) is not None:
-            total = loss + penalty
-        total.backward()
-        self.optimizer.step()
-        self._loss = loss.item() if self.step == 0 else 0.95 * self._loss + 0.05 * loss.item()
-        self.step += 1
-        self.phase_step += 1
-        self.samples += len(samples)
-        self.rays = max(16, min(_MOST_RAYS, self.rays * self.config.samples // max(1, len(samples))))
-        if self.pruner:
-            self.pruner.after_step(self, samples, rendered)
-        if self.phase_step % _OCCUPANCY_EVERY == 0:
-            share = 1.0 if self.phase_step <= _WARM_UP else 0.25
-            self.occupancy.update(self.density, self.generator, share=share)
+    def model(self) -> NerfModel:
+        """What has been trained, sharing its memory with the trainer."""
+        return NerfModel(
+            field=self.field,
+            occupancy=self.occupancy,
+            march_step=self.phase.march_step,
+            near=self._near(),
+            cameras=self.scene.unit(self.scene.train),
+            centre=self.scene.centre,
+            side=self.scene.side,
+        )
 
-    def density(self, x: Tensor) -> Tensor:
-        """Density of points, for the occupancy grid."""
+    def refresh_occupancy(self) -> None:
+        """Ask the field about every allowed cell."""
+        self.occupancy.update(self._density, self.generator, share=1.0)
+
+    def march_random_rays(self, count: int) -> tuple[Samples, Rays]:
+        """Samples of random training rays in occupied cells, and the rays."""
+        rays = self._pixels.draw(count, self.generator)
+        jitter = torch.rand(count, generator=self.generator).to(self.device)
+        samples = march(
+            *(rays.origin, rays.direction, jitter, self.occupancy.bits),
+            side=self.occupancy.side,
+            step=self.phase.march_step,
+            near=self._near(),
+        )
+        return samples, rays
+
+    def _near(self) -> float:
+        return self.scene.near / self.scene.side
+
+    def _density(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         return self.field.density(x)[0]
 
-    def _forward(self) -> tuple[Samples, Rendered, Tensor]:
-        rays = self._pixels.draw(self.rays, self.generator)
-        jitter = torch.rand(len(rays.origin), generator=self.generator).to(self.device)
+    def _train_step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.pruner.before_step(self)
+        count, loss = self._forward()
+        penalty = self.pruner.penalty(self)
+        (loss if penalty is None else loss + penalty).backward()
+        self.optimizer.step()
+        self._note(loss.item(), count)
+        if self.phase_step % self.phase.occupancy_every == 0:
+            share = 1.0 if self.phase_step <= self.phase.warm_up else 0.25
+            self.occupancy.update(self._density, self.generator, share=share)
+        self.pruner.after_step(self)
+
+    def _forward(self) -> tuple[int, Float[Tensor, ""]]:
+        """Number of samples, and the mean squared error of a bundle of random rays."""
+        samples, rays = self.march_random_rays(self.rays)
         background = torch.ones_like(rays.origin)
         if self.scene.has_alpha:
-            background = torch.rand(len(rays.origin), 3, generator=self.generator).to(self.device)
-        samples = march(
-            rays.origin,
-            rays.direction,
-            jitter,
-            self.occupancy.bits,
-            side=self.occupancy.side,
-            step=self.march_step,
-            near=self.scene.near / self.scene.side,
-        )
-        rendered = shade(self.field, samples, rays.direction, background, self.march_step)
-        return samples, rendered, (rendered.colour - rays.over(background)).square().mean()
+            # What is behind changes from ray to ray, so density cannot paint the background.
+            background = torch.rand(len(background), 3, generator=self.generator).to(self.device)
+        rendered = shade(self.field, samples, rays.direction, background, self.phase.march_step)
+        return len(samples), (rendered.colour - rays.over(background)).square().mean()
+
+    def _note(self, loss: float, count: int) -> None:
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"training diverged at step {self.step}: try a --learning-rate below "
+                f"{self.config.learning_rate:g}"
+            )
+        self.loss = 0.95 * self.loss + 0.05 * loss if self.step else loss
+        self.step += 1
+        self.phase_step += 1
+        self.samples += count
+        # The number of samples is what a step costs, so rays adapt to keep it constant.
+        wanted = self.rays * self.config.samples // max(1, count)
+        self.rays = max(16, min(_MOST_RAYS, wanted))

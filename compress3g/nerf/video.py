@@ -28,9 +28,7 @@ _H264 = [
 ]
 
 
-def write_video(
-    frames: Iterable[Frame], path: str | os.PathLike[str], *, fps: float = 30
-) -> Path:
+def write_video(frames: Iterable[Frame], path: str | os.PathLike[str], *, fps: float = 30) -> Path:
     """The path written: a .mp4, a .gif, or, without a suffix or with a final slash, a folder.
 
     All frames must have one size; an mp4 with an odd one gets its last row or column twice, since

@@ -51,7 +51,9 @@ def encode(
             f"table of shape {tuple(table.shape)} for a grid of {levels.entries} entries x {levels.features}"
         )
     if not bool(torch.isfinite(x).all()):
-        raise ConfigError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} points are NaN or Inf")
+        raise ConfigError(
+            f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} points are NaN or Inf"
+        )
     backend = pick("hash_grid", table.device)
     if not (torch.is_grad_enabled() and table.requires_grad):
         return backend.forward(table, x, levels)  # type: ignore[no-any-return]

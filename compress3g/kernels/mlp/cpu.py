@@ -99,5 +99,5 @@ def backward(
         grain=1,
         piece=1,
     )
-    grads = sums.sum(0).split([w.numel() for w in weights])
+    grads = torch.split(sums.sum(0), [w.numel() for w in weights])
     return x_grad, [g.view_as(w) for g, w in zip(grads, weights, strict=True)]

@@ -1,0 +1,46 @@
+"""What a model file holds, without the scene it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .model import GRID_CONVENTION, NerfModel
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Parameters by HollowNeRF's rule, bytes by part, levels, kept cells, and the run's figures."""
+    model, about = NerfModel.load(file)
+    field = model.field
+    parts = {
+        "hash table": field.table.numel(),
+        "networks": sum(p.numel() for p in (*field.density_layers, *field.colour_layers)),
+        "saliency grid": 0 if field.saliency is None else field.saliency.logits.numel(),
+    }
+    side = model.occupancy.side
+    result = about.get("result", {})
+    return {
+        "file": str(file),
+        "bytes on disk": file.stat().st_size,
+        "scene": about.get("name", "unknown"),
+        "parameters": field.parameter_count(),
+        "bytes (fp32)": {name: 4 * count for name, count in parts.items()}
+        | {"occupancy bits": 2 * model.occupancy.bits.numel()},
+        "grid": {
+            "convention": GRID_CONVENTION,
+            "levels": len(field.levels.resolutions),
+            "resolutions": f"{field.levels.resolutions[0]} .. {field.levels.resolutions[-1]}",
+            "largest level": max(field.levels.sizes),
+            "dense levels": sum(map(field.levels.dense, range(len(field.levels.sizes)))),
+        },
+        "cells": {
+            "per axis": side,
+            "allowed": int(model.occupancy.allowed.sum()),
+            "occupied": int(model.occupancy.cells().sum()),
+        },
+        "result": {
+            key: result[key]
+            for key in ("psnr", "ssim", "kept_cells", "kept_fraction", "steps", "seconds")
+            if key in result
+        },
+    }

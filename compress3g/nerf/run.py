@@ -1,0 +1,154 @@
+"""One training run from options to files: what `compress3g nerf train` does between in and out."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..engine.checkpoint import StopSignal, atomic_write, write_json
+from ..engine.progress import Progress as Line
+from ..errors import Compress3GError
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .contact_sheet import Column, contact_sheet, error_map, slice_column
+from .evaluation import evaluate
+from .result import Result, result_of
+from .run_folder import RunFolder
+from .scene import Scene
+from .trainer import Progress, Trainer
+
+_CHECKPOINT_EVERY = 120.0  # seconds
+_ROWS = 3
+
+
+class Stopped(Compress3GError):
+    """The run was told to stop and has saved itself; `signal` says by what."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run."""
+
+    trainer: Trainer
+    result: Result
+
+
+def train(
+    scene: Scene, config: TrainConfig, folder: RunFolder, *, device: torch.device, resume: bool
+) -> Run:
+    """Trains to the end, leaving config, checkpoint, model and result in the folder.
+
+    Raises Stopped after a checkpoint was written because of SIGTERM or Ctrl-C.
+    """
+    trainer = Trainer(scene, config, device=device)
+    if resume:
+        load_checkpoint(trainer, folder.checkpoint)
+    title = f"hollow ({config.pruner})" if config.hollow else "plain"
+    saved = time.monotonic()
+    with StopSignal() as stop, Line(f"{scene.name} {title}") as line:
+
+        def after_step(now: Progress) -> bool:
+            nonlocal saved
+            line.update(_fields(now), now.done)
+            if time.monotonic() - saved > _CHECKPOINT_EVERY:
+                save_checkpoint(trainer, folder.checkpoint)
+                saved = time.monotonic()
+            return not stop.requested
+
+        trainer.fit(after_step)
+        save_checkpoint(trainer, folder.checkpoint)
+        if stop.requested and trainer.done() < 1:
+            raise Stopped(
+                f"stopped at step {trainer.step}; go on with: --resume -o {folder.path}",
+                stop.signal or 0,
+            )
+    result = result_of(trainer)
+    about = {"scene": str(scene.path), "name": scene.name, "format": scene.format}
+    about |= {"downscale": scene.downscale, "result": result.to_json()}
+    trainer.model().save(folder.model, about)
+    write_json(folder.result, result.to_json())
+    return Run(trainer, result)
+
+
+def plain_twin(config: TrainConfig, hollow: Result) -> TrainConfig:
+    """The plain grid of equal table size, for the same number of steps."""
+    return replace(config, hollow=False, seconds=None, steps=hollow.steps)
+
+
+def write_sheet(folder: RunFolder, run: Run, plain: Run | None) -> None:
+    """Writes the contact sheet: truth, plain and hollow (or one and its error), saliency."""
+    trainer = run.trainer
+    scored = _some_views(run)
+    truth = Column([t for _, t, _ in scored], _size(trainer.scene), [s for s, _, _ in scored])
+    columns = {"ground truth": truth}
+    if plain is not None:
+        columns["plain"] = _column(plain)
+    columns["hollow" if trainer.config.hollow else "plain"] = _column(run)
+    if plain is None:
+        columns["error"] = Column([error_map(t, r) for _, t, r in scored], "bright: 0.25 or more")
+    if trainer.config.hollow:
+        caption = f"{run.result.kept_fraction:.1%} of cells kept\ndark 0, bright 1"
+        picture = trainer.pruner.picture(trainer).cpu().flip(1)
+        columns["saliency"] = slice_column(picture, caption, min(_ROWS, len(scored)))
+    sheet = contact_sheet(columns, footer=_footer(run))
+    atomic_write(folder.sheet, lambda file: sheet.save(file, "PNG", optimize=True))
+
+
+def _some_views(run: Run) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Label, truth and rendering of a few test views, spread over the set."""
+    test = run.trainer.scene.test
+    count = min(_ROWS, len(test))
+    picked = test.select([i * len(test) // count for i in range(count)])
+    return [
+        (f"{s.name}  {s.psnr:.2f} dB", t, r) for s, t, r in evaluate(run.trainer.model(), picked)
+    ]
+
+
+def _column(run: Run) -> Column:
+    views = _some_views(run)
+    caption = f"{run.result.psnr:.2f} dB\n{run.result.params:,} parameters"
+    return Column(
+        [r for _, _, r in views], caption, [label.split("  ")[1] for label, _, _ in views]
+    )
+
+
+def _size(scene: Scene) -> str:
+    cameras = scene.test.cameras
+    return f"{len(scene.test)} test views, {cameras.width}×{cameras.height}"
+
+
+def _footer(run: Run) -> dict[str, str]:
+    config, result = run.trainer.config, run.result
+    footer = {
+        "scene": run.trainer.scene.name,
+        "steps": f"{result.steps:,}",
+        "table": f"16 levels of at most 2^{config.log2_hashmap} entries",
+        "training": f"{result.seconds:.0f} s",
+    }
+    if config.hollow:
+        footer |= {"pruner": config.pruner, "kept": f"{result.kept_cells:,} cells"}
+    return footer
+
+
+def _fields(now: Progress) -> dict[str, str]:
+    """What the live line shows."""
+    rate = max(now.seconds, 1e-9)
+    fields = {
+        "step": f"{now.step}",
+        "it/s": f"{now.step / rate:.1f}",
+        "Msamples/s": f"{now.samples / rate / 1e6:.2f}",
+        "PSNR": "-" if math.isnan(now.psnr) else f"{now.psnr:.2f}",
+        "occupied": f"{now.kept:.1%}",
+    }
+    if now.gamma is not None:
+        fields["gamma"] = f"{now.gamma:.2g}"
+    if now.phase != "main":
+        fields["phase"] = now.phase
+    return fields
