@@ -65,10 +65,10 @@ def require(module: str, *, extra: str, purpose: str) -> Any:
 
     Raises MissingExtra with the one `pip install` that mends it.
 
-    >>> require("no_such_module", extra="retrieval", purpose="HNSW search")
+    >>> require("absent", extra="nerf", purpose="search")
     Traceback (most recent call last):
     ...
-    compress3g.errors.MissingExtra: no_such_module is needed for HNSW search: pip install 'compress3g[retrieval]'
+    compress3g.errors.MissingExtra: absent is needed for search: pip install 'compress3g[nerf]'
     """
     try:
         return importlib.import_module(module)

@@ -22,9 +22,7 @@ _EXTRAS = {
     "triton": "gpu",
     "ray": "ray",
 }
-_TINYCUDANN = (
-    "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
-)
+_TINYCUDANN = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
 
 
 def _version(distribution: str) -> str | None:
@@ -107,7 +105,9 @@ def _print(report: dict[str, Any]) -> None:
         if version is None:
             missing.setdefault(_EXTRAS[name], []).append(name)
     for extra, names in missing.items():
-        console.print(f"  without {', '.join(names)}: pip install 'compress3g[{extra}]'", style="dim")
+        console.print(
+            f"  without {', '.join(names)}: pip install 'compress3g[{extra}]'", style="dim"
+        )
     console.print(f"advice: {report['advice']}")
 
 

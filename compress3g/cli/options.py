@@ -1,4 +1,4 @@
-"""Command-line options, TOML files and Python configuration from one dataclass, so none can drift."""
+"""Command-line options, TOML files and Python configuration, all from one dataclass."""
 
 from __future__ import annotations
 

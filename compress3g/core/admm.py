@@ -19,7 +19,7 @@ from .units import Units
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """How far from the constraint: primal ||m - a|| and dual rho ||a - a_before||, relative to ||m||."""
+    """How far from the constraint: ||m - a|| and rho ||a - a_before||, relative to ||m||."""
 
     primal: float
     dual: float
@@ -31,8 +31,8 @@ class AugmentedLagrangianBudget:
         minimise  L + rho/2 max(S - C, 0)^2 + gamma (S - C)
         after each step  gamma <- max(0, gamma + dual_rate * violation)
 
-    This is the whole "ADMM" of HollowNeRF (2308.10122, section 3.4); S must be a mean, not a sum, for
-    its C = 0.04 to be a share of the voxels. The paper has one rho for both; `dual_rate` separates
+    This is the whole "ADMM" of HollowNeRF (2308.10122, section 3.4); S is a mean, not a sum,
+    for its C = 0.04 to be a share of the voxels. The paper has one rho for both; `dual_rate` is
     the second. violation="log" uses C ln(S / C), which pulls harder far from C. With
     `reset_below`, gamma drops to zero as soon as S < C, and `update` says so: the optimiser's
     momentum should be forgotten too, or S overshoots.
@@ -85,8 +85,8 @@ class ADMM:
 
         a <- P_S(m + u);   u <- u + m - a;   loss += rho/2 ||m - a + u||^2
 
-    At the end always project (use `project(m)`, not m): with a finite rho the primal residual does not
-    reach zero.
+    At the end always project (use `project(m)`, not m): with a finite rho the primal residual does
+    not reach zero.
     """
 
     def __init__(self, project: Callable[[Gates], Gates], rho: float | Schedule) -> None:
@@ -99,7 +99,7 @@ class ADMM:
     @property
     def rho(self) -> float:
         """The penalty weight of the current step."""
-        return self._rho if isinstance(self._rho, float) else self._rho.at(self.step)
+        return self._rho.at(self.step) if isinstance(self._rho, Schedule) else float(self._rho)
 
     def penalty(self, m: Gates) -> Float[Tensor, ""]:
         """rho/2 ||m - a + u||^2, differentiable in m only; 0 before the first update."""

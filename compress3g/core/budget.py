@@ -120,12 +120,11 @@ def _take(
     left = budget * (1 + 1e-9) - float(pool.cost[must].sum())
     if left < 0:
         raise BudgetError(
-            f"the floor alone costs {float(pool.cost[must].sum()):.6g} of a budget of {budget:.6g}: "
+            f"the floor alone costs {float(pool.cost[must].sum()):.6g} of {budget:.6g}: "
             f"keep at least {float(pool.cost[must].sum() / pool.cost.sum()):.3f}"
         )
-    free = may & ~must
-    order = key.masked_fill(~free, -torch.inf).argsort(descending=True, stable=True)
-    order = order[: int(free.sum())]
+    order = key.argsort(descending=True, stable=True)
+    order = order[(may & ~must)[order]]
     fits = pool.cost[order].cumsum(0) <= left
     chosen = must.clone()
     chosen[order[fits]] = True
@@ -176,10 +175,13 @@ def _global(
     parents = [(g, names[u.inside]) for g, u in enumerate(units) if u.inside is not None]
     if not parents:
         return chosen
-    dead = [g for g, p in parents if not bool(chosen[pool.group == p].any())]
-    if not dead:
+    closed = {p for _, p in parents if not bool(chosen[pool.group == p].any())}
+    while inner := {g for g, p in parents if p in closed} - closed:
+        closed |= inner
+    if not closed:
         return chosen
-    may = ~torch.isin(pool.group, torch.tensor(dead, device=key.device))
+    # The parents stay closed: with the freed cost one could come back without its children.
+    may = ~torch.isin(pool.group, torch.tensor(sorted(closed), device=key.device))
     return _take(pool, key, must & may, may, total) & may
 
 

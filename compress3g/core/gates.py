@@ -84,7 +84,7 @@ class TopK:
     def hard(self, z: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
         """1 in the top k, 0 elsewhere; ties go to the lower index."""
         count = max(1, round(self.keep * z.shape[-1]))
-        order = z.detach().float().sort(-1, descending=True, stable=True).indices[..., :count]
+        order = z.detach().float().sort(dim=-1, descending=True, stable=True).indices[..., :count]
         return torch.zeros_like(z, dtype=torch.float32).scatter(-1, order, 1.0)
 
     def open(self, z: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:

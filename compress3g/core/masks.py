@@ -74,7 +74,7 @@ def split(vector: Float[Tensor, "... U"], units: Sequence[Units]) -> Gates:
 
 
 def open_ratio(
-    open: Gates,  # noqa: A002 - the word of the core
+    open: Gates,
     units: Sequence[Units],
     kind: str = "params",
 ) -> Float[Tensor, "..."]:

@@ -30,7 +30,9 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.offset < 0:
-            raise CutError(f"{self.module}: chunk {self.chunk} and offset {self.offset} cannot be cut")
+            raise CutError(
+                f"{self.module}: chunk {self.chunk} and offset {self.offset} cannot be cut"
+            )
 
     def slots(self, index: Int[Tensor, "k"]) -> Int[Tensor, "k*chunk"]:
         """Rows (or columns) that belong to the units of `index`.
@@ -73,6 +75,8 @@ class Units:
         if self.size < 1:
             raise CutError(f"units {self.name!r} have size {self.size}: need at least one")
         if self.bypass is not None and (self.size != 1 or self.writes or self.reads):
-            raise CutError(f"units {self.name!r} bypass {self.bypass}: they must be one, without cuts")
+            raise CutError(
+                f"units {self.name!r} bypass {self.bypass}: they must be one, without cuts"
+            )
         if any(cut.axis != "out" for cut in self.writes) or any(c.axis != "in" for c in self.reads):
             raise CutError(f"units {self.name!r}: writes cut axis 'out' and reads cut axis 'in'")

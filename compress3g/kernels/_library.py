@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import BackendError
 
 _ABI = 1
 _SETS = ("scalar", "avx2", "avx512")
+_TYPES = (torch.float32, torch.int64, torch.uint8)
 
 POINTER = ctypes.c_void_p
 INTEGER = ctypes.c_int64
@@ -61,7 +63,7 @@ def isa() -> str:
         return _SETS[best]
     if wanted not in _SETS[: best + 1]:
         raise BackendError(
-            f"instruction set {wanted!r} cannot run here: choose from {', '.join(_SETS[: best + 1])}"
+            f"instruction set {wanted!r} cannot run here: use {', '.join(_SETS[: best + 1])}"
         )
     return wanted
 
@@ -103,5 +105,10 @@ def address(tensor: Tensor | None) -> int | None:
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         raise BackendError(
             f"CPU kernels need contiguous CPU tensors, got {tuple(tensor.shape)} on {tensor.device}"
+        )
+    if tensor.dtype not in _TYPES:
+        raise BackendError(
+            f"CPU kernels compute in float32 with int64 indices, got {tensor.dtype}: convert it, "
+            "or use the reference backend"
         )
     return tensor.data_ptr()

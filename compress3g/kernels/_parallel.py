@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
@@ -59,5 +59,6 @@ def parallel_for(
     try:
         work()
     finally:
-        for other in others:
-            other.result()
+        wait(others)  # all of them: the caller may free the memory they write
+    for other in others:
+        other.result()

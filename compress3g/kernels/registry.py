@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 # `compress3g.kernels.<operation>.<name>`; its `usable()` returns None or the reason why not.
 _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hash_grid": {"cpu": ("cpu", "reference"), "cuda": ("tinycudann", "triton", "reference")},
-    "mlp": {"cpu": ("cpu", "reference"), "cuda": ("tinycudann", "reference")},
+    "mlp": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "ray_march": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "composite": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
@@ -71,7 +71,9 @@ def active(op: str, device_type: str) -> str:
     wanted = _wanted(op)
     if wanted is not None:
         if wanted not in order:
-            raise BackendError(f"{op} has no backend {wanted!r} on {device_type}: use {', '.join(order)}")
+            raise BackendError(
+                f"{op} has no backend {wanted!r} on {device_type}: use {', '.join(order)}"
+            )
         reason = _module(op, wanted).usable()
         if reason is not None:
             raise BackendError(f"backend {wanted!r} of {op} cannot run here: {reason}")
@@ -82,7 +84,9 @@ def active(op: str, device_type: str) -> str:
             return name
         if (op, name) not in _told:
             _told.add((op, name))
-            _log.info("%s: %s -> %s (%s)", op, name, order[min(position + 1, len(order) - 1)], reason)
+            _log.info(
+                "%s: %s -> %s (%s)", op, name, order[min(position + 1, len(order) - 1)], reason
+            )
     raise BackendError(f"no backend of {op} runs on {device_type}")
 
 
@@ -93,7 +97,12 @@ def pick(op: str, device: torch.device) -> ModuleType:
 
 @contextmanager
 def use(**backends: str) -> Iterator[None]:
-    """Force backends by operation inside the block: `with use(hash_grid="reference"): ...`."""
+    """Forces backends, given by operation, inside the block.
+
+    >>> with use(hash_grid="reference"):
+    ...     active("hash_grid", "cpu")
+    'reference'
+    """
     unknown = set(backends) - set(_ORDER)
     if unknown:
         raise BackendError(f"no operation {sorted(unknown)[0]!r}: use {', '.join(_ORDER)}")
@@ -113,7 +122,9 @@ def use_everywhere(name: str) -> dict[str, str]:
     """
     if name == "auto":
         return {}
-    chosen = {op: name for op, order in _ORDER.items() if any(name in names for names in order.values())}
+    chosen = {
+        op: name for op, order in _ORDER.items() if any(name in names for names in order.values())
+    }
     if not chosen:
         known = sorted({n for order in _ORDER.values() for names in order.values() for n in names})
         raise BackendError(f"no backend {name!r}: use auto, {', '.join(known)}")

@@ -55,8 +55,8 @@ def spiral(cameras: Cameras, frames: int = 90, *, size: tuple[int, int] | None =
 
     Where they face one way (a forward-facing capture), an ellipse in the plane of the mean camera,
     forth and back once, as wide as 90% of them, eyes on their common point or, without one,
-    straight ahead (LLFF 1905.00889, section 5). Otherwise around their common point, from the lowest
-    tenth of their elevations to the highest and back. size: as for `orbit`.
+    straight ahead (LLFF 1905.00889, section 5). Otherwise around their common point, from the
+    lowest tenth of their elevations to the highest and back. size: as for `orbit`.
     Raises SceneError where they neither face one way nor look at a common point.
     """
     stand = _Stand.of(cameras)
@@ -210,7 +210,8 @@ def _constant(like: Float[Tensor, "f"], value: Float[Tensor, ""] | float) -> Flo
 
 def _path(cameras: Cameras, poses: Float[Tensor, "f 3 4"], size: tuple[int, int] | None) -> Cameras:
     """Cameras at these poses with the median lens of the given ones, on the same device."""
-    lens = cameras.intrinsics.detach().median(0).values.expand(len(poses), 4)
+    # Contiguous: the median of an expanded tensor is garbage in torch 2.13.
+    lens = cameras.intrinsics.detach().contiguous().median(0).values.repeat(len(poses), 1)
     found = _pinhole((cameras.width, cameras.height), lens, poses.to(cameras.poses))
     return _resized(found, size)
 

@@ -42,8 +42,8 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
 def load_checkpoint(trainer: Trainer, path: Path) -> None:
     """Makes a fresh trainer go on from a checkpoint.
 
-    Raises FormatError, one line, for damaged files, another grid convention, and a run whose options
-    differ in more than its length.
+    Raises FormatError, one line, for damaged files, another grid convention, and a run whose
+    options differ in more than its length.
     """
     tensors, metadata = load_tensors(path)
     check_convention(metadata, path)

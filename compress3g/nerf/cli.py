@@ -36,6 +36,8 @@ def app() -> None:
 @click.option("--format", "kind", default="auto", show_default=True,
               help="auto, blender, instant-ngp, llff, colmap")  # fmt: skip
 @click.option("--downscale", default=1, show_default=True, help="Shrink images by this integer.")
+@click.option("--box", nargs=6, type=float,
+              help="Corners min x y z, max x y z of the box to train in.")  # fmt: skip
 @click.option("--near", type=float, help="Distance at which rays start, in the scene's unit.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
 @_DEVICE
@@ -50,6 +52,7 @@ def train(
     overwrite: bool,
     kind: str,
     downscale: int,
+    box: tuple[float, ...] | None,
     near: float | None,
     threads: int | None,
     device: str,
@@ -72,7 +75,7 @@ def train(
         torch.set_num_threads(threads)
     target = find_device(device)
     with registry.use(**registry.use_everywhere(backend)):
-        loaded = Scene.load(scene, format=kind, downscale=downscale, near=near)
+        loaded = Scene.load(scene, format=kind, downscale=downscale, near=near, box=box or None)
         name = f"{loaded.name}-hollow" if config.hollow else loaded.name
         folder = RunFolder(output or Path("runs") / name)
         folder.claim(resume=resume, overwrite=overwrite)

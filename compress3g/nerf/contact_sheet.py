@@ -87,7 +87,7 @@ def contact_sheet(
         _draw_column(sheet, draw, layout, (layout.left(i), name, column))
     y = layout.footer_top
     if footer:
-        draw.line((_MARGIN, y, layout.width - _MARGIN, y), fill=_RULE)
+        draw.line((_MARGIN, y, layout.width - _MARGIN - 1, y), fill=_RULE)
     for line in _flow(footer, layout.width - 2 * _MARGIN):
         y += _line(_CAPTION)
         for x, text, colour in line:
@@ -161,7 +161,7 @@ def error_map(
 def colour_map(value: Float[Tensor, "*n"]) -> Float[Tensor, "*n 3"]:
     """Colours of values in [0, 1], dark to bright; values outside are clipped, NaN counts as 0.
 
-    Interpolated linearly between six points in OKLab, whose lightness is perceptual (Ottosson 2020).
+    Interpolated linearly between six points in OKLab, whose lightness is perceptual (Ottosson).
     """
     table = _table().to(value.device)
     place = value.detach().float().nan_to_num(0.0).clamp(0, 1) * (len(table) - 1)
@@ -291,7 +291,8 @@ def _broken(text: str, width: int, size: int = _CAPTION) -> list[str]:
 
 def _flow(footer: Mapping[str, str], width: int) -> list[list[tuple[float, str, str]]]:
     """Lines of (x, text, colour): grey names and their values, broken between pairs."""
-    font, lines, x = _font(_CAPTION), [], float(width)
+    font, x = _font(_CAPTION), float(width)
+    lines: list[list[tuple[float, str, str]]] = []
     for name, value in footer.items():
         name, value = f"{_spelt(name)} ", _spelt(value)
         middle, length = font.getlength(name), font.getlength(name + value)

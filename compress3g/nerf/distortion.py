@@ -95,7 +95,8 @@ def fold(coefficients: Float[Tensor, "6"]) -> float:
     """The radius (fisheye: angle) beyond which the polynomial turns back; infinite if never.
 
     Points further out would be mapped into the picture a second time although no lens shows them.
-    It is the smallest positive root of d(r radial)/dr = 1 + 3 k1 r^2 + 5 k2 r^4 + 7 k3 r^6 + 9 k4 r^8.
+    It is the smallest positive root of
+    d(r radial)/dr = 1 + 3 k1 r^2 + 5 k2 r^4 + 7 k3 r^6 + 9 k4 r^8.
 
     >>> round(fold(torch.tensor([-1 / 3, 0, 0, 0, 0, 0])), 4)
     1.0

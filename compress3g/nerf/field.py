@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,14 +32,15 @@ class _TruncatedExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (h,) = ctx.saved_tensors
-        return upstream[0] * h.clamp(-15, 15).exp()
+        grad: Tensor = upstream[0] * h.clamp(-15, 15).exp()
+        return grad
 
 
 def _layers(widths: Sequence[int], generator: torch.Generator) -> nn.ParameterList:
     """Weights [out, in] from U(-1/sqrt(in), 1/sqrt(in))."""
     return nn.ParameterList(
         (torch.rand(b, a, generator=generator) * 2 - 1) / a**0.5
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in itertools.pairwise(widths)
     )
 
 
@@ -94,5 +96,5 @@ class HollowField(nn.Module):
         return mlp(x, list(self.colour_layers))[:, :3].sigmoid()
 
     def parameter_count(self) -> int:
-        """F sum_l n_l + 9,344 (+ R^3 hollow): the rule behind HollowNeRF's Table 1, to the digit."""
+        """F sum_l n_l + 9,344 (+ R^3 hollow): the rule behind HollowNeRF's Table 1."""
         return sum(p.numel() for p in self.parameters())

@@ -1,4 +1,4 @@
-"""Real spherical harmonics up to degree 3 (16 numbers): the view direction as the colour network sees it."""
+"""Real spherical harmonics up to degree 3: the view direction as the colour network sees it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def ssim(a: Float[Tensor, "h w 3"], b: Float[Tensor, "h w 3"]) -> float:
     _same_size(a, b)
     if min(a.shape[:2]) < _WINDOW:
         raise SceneError(
-            f"SSIM needs images of at least {_WINDOW}x{_WINDOW} pixels, got {a.shape[1]}x{a.shape[0]}"
+            f"SSIM needs images of {_WINDOW}x{_WINDOW} or more, got {a.shape[1]}x{a.shape[0]}"
         )
     x, y = _clipped(a).permute(2, 0, 1), _clipped(b).permute(2, 0, 1)
     mean_x, mean_y, xx, yy, xy = _blurred(torch.stack([x, y, x * x, y * y, x * y]))

@@ -62,10 +62,12 @@ class OccupancyGrid(nn.Module):
     def update(self, density: Density, generator: torch.Generator, *, share: float) -> None:
         """Refresh the running maximum in a `share` of the allowed cells and set the bits anew.
 
-        Half of a partial share is drawn from occupied cells, half from all allowed ones. The density
-        must be the gated one, or pruned space would stay occupied.
+        Half of a partial share is drawn from occupied cells, half from all allowed ones. The
+        density must be the gated one, or pruned space would stay occupied.
         """
         candidates = self.allowed.nonzero()[:, 0]
+        if not len(candidates):
+            return
         if share < 1:
             count = max(1, int(len(candidates) * share / 2))
             occupied = self.cells().reshape(-1).nonzero()[:, 0]

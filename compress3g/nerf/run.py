@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .contact_sheet import Column, contact_sheet, error_map, slice_column
 from .evaluation import evaluate
+from .metrics import ViewScore
 from .result import Result, result_of
 from .run_folder import RunFolder
 from .scene import Scene
@@ -47,12 +49,12 @@ def train(
 
     Raises Stopped after a checkpoint was written because of SIGTERM or Ctrl-C.
     """
-    trainer = Trainer(scene, config, device=device)
-    if resume:
-        load_checkpoint(trainer, folder.checkpoint)
     title = f"hollow ({config.pruner})" if config.hollow else "plain"
-    saved = time.monotonic()
     with StopSignal() as stop, Line(f"{scene.name} {title}") as line:
+        trainer = Trainer(scene, config, device=device)
+        if resume:
+            load_checkpoint(trainer, folder.checkpoint)
+        saved = time.monotonic()
 
         def after_step(now: Progress) -> bool:
             nonlocal saved
@@ -64,13 +66,13 @@ def train(
 
         trainer.fit(after_step)
         save_checkpoint(trainer, folder.checkpoint)
-        if stop.requested and trainer.done() < 1:
-            raise Stopped(
-                f"stopped at step {trainer.step}; go on with: --resume -o {folder.path}",
-                stop.signal or 0,
-            )
+    if stop.requested and trainer.done() < 1:
+        raise Stopped(
+            f"stopped at step {trainer.step}; go on with: --resume -o {folder.path}",
+            stop.signal or 0,
+        )
     result = result_of(trainer)
-    about = {"scene": str(scene.path), "name": scene.name, "format": scene.format}
+    about: dict[str, Any] = {"scene": str(scene.path), "name": scene.name, "format": scene.format}
     about |= {"downscale": scene.downscale, "result": result.to_json()}
     trainer.model().save(folder.model, about)
     write_json(folder.result, result.to_json())
@@ -85,38 +87,35 @@ def plain_twin(config: TrainConfig, hollow: Result) -> TrainConfig:
 def write_sheet(folder: RunFolder, run: Run, plain: Run | None) -> None:
     """Writes the contact sheet: truth, plain and hollow (or one and its error), saliency."""
     trainer = run.trainer
-    scored = _some_views(run)
-    truth = Column([t for _, t, _ in scored], _size(trainer.scene), [s for s, _, _ in scored])
-    columns = {"ground truth": truth}
+    views = _some_views(run)
+    names = [score.name for score, _, _ in views]
+    columns = {"ground truth": Column([t for _, t, _ in views], _size(trainer.scene), names)}
     if plain is not None:
         columns["plain"] = _column(plain)
     columns["hollow" if trainer.config.hollow else "plain"] = _column(run)
     if plain is None:
-        columns["error"] = Column([error_map(t, r) for _, t, r in scored], "bright: 0.25 or more")
+        columns["error"] = Column([error_map(t, r) for _, t, r in views], "bright: 0.25 or more")
     if trainer.config.hollow:
         caption = f"{run.result.kept_fraction:.1%} of cells kept\ndark 0, bright 1"
-        picture = trainer.pruner.picture(trainer).cpu().flip(1)
-        columns["saliency"] = slice_column(picture, caption, min(_ROWS, len(scored)))
+        picture = trainer.pruner.picture(trainer).cpu()
+        columns["saliency"] = slice_column(picture, caption, min(_ROWS, len(views)))
     sheet = contact_sheet(columns, footer=_footer(run))
     atomic_write(folder.sheet, lambda file: sheet.save(file, "PNG", optimize=True))
 
 
-def _some_views(run: Run) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Label, truth and rendering of a few test views, spread over the set."""
+def _some_views(run: Run) -> list[tuple[ViewScore, torch.Tensor, torch.Tensor]]:
+    """Score, truth and rendering of a few test views, spread over the set."""
     test = run.trainer.scene.test
     count = min(_ROWS, len(test))
     picked = test.select([i * len(test) // count for i in range(count)])
-    return [
-        (f"{s.name}  {s.psnr:.2f} dB", t, r) for s, t, r in evaluate(run.trainer.model(), picked)
-    ]
+    return list(evaluate(run.trainer.model(), picked))
 
 
 def _column(run: Run) -> Column:
     views = _some_views(run)
     caption = f"{run.result.psnr:.2f} dB\n{run.result.params:,} parameters"
-    return Column(
-        [r for _, _, r in views], caption, [label.split("  ")[1] for label, _, _ in views]
-    )
+    labels = [f"{score.psnr:.2f} dB" for score, _, _ in views]
+    return Column([r for _, _, r in views], caption, labels)
 
 
 def _size(scene: Scene) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
@@ -42,13 +42,20 @@ class Views:
     def __len__(self) -> int:
         return len(self.names)
 
+    def select(self, index: Sequence[int]) -> Views:
+        """The views at these positions."""
+        rows = list(index)
+        names = tuple(self.names[i] for i in rows)
+        return Views(cameras=self.cameras.select(rows), images=self.images[rows], names=names)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scene:
     """Training and test views in world units, and the cube that is mapped to [0, 1]^3.
 
     centre, side: of that cube. near: distance along rays where marching starts, 0 for objects
-    looked at from outside. has_alpha: whether any pixel of any picture is not opaque.
+    looked at from outside. has_alpha: whether any pixel of any picture is not opaque. downscale:
+    what `load` was asked for.
     """
 
     name: str
@@ -60,6 +67,7 @@ class Scene:
     side: float
     near: float
     has_alpha: bool
+    downscale: int = 1
 
     @classmethod
     def load(
@@ -84,7 +92,9 @@ class Scene:
             layout = _layout(folder, format)
             base = folder.parent if layout == "blender" and folder.is_file() else folder
             capture = _READERS[layout](base, downscale)
-            return cls._of(folder, layout, capture, chosen or _box(capture), near)
+            _check_split(capture)
+            found = cls._of(folder, layout, capture, chosen or _box(capture), near)
+            return replace(found, downscale=downscale)
         except OSError as error:
             reason = f"{error.filename or ''} {error.strerror or error}".strip()
             raise SceneError(f"cannot read the scene {folder}: {reason}: mend its access") from None
@@ -102,7 +112,6 @@ class Scene:
                 capture.missing + total,
             )
         frames = [*capture.train, *capture.test]
-        _check_split(capture)
         cameras = _cameras(capture, frames)
         start = _near(capture, box, near)
         pictures = images.decode([frame.file for frame in frames], capture.shrink)
@@ -136,8 +145,8 @@ def _check_options(downscale: int, near: float | None, box: Sequence[float] | No
     if box is None:
         return None
     try:
-        found = Box.of(box)
-    except (TypeError, ValueError):
+        found = Box.of([float(edge) for edge in box])
+    except (TypeError, ValueError, OverflowError):
         found = None
     if found is None:
         raise ConfigError(f"box {box} is impossible: give min x y z and max x y z, six numbers")

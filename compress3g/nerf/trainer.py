@@ -99,9 +99,12 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """Adam's rate: falls to a tenth during each phase."""
+        return float(self.config.learning_rate * 0.1 ** self.phase_done())
+
+    def phase_done(self) -> float:
+        """Share of the current phase that is over."""
         begin, end = self.phase.begin, self.phase.end
-        over = min(1.0, max(0.0, (self.done() - begin) / (end - begin)))
-        return float(self.config.learning_rate * 0.1**over)
+        return min(1.0, max(0.0, (self.done() - begin) / (end - begin)))
 
     def fit(self, after_step: Callable[[Progress], bool] | None = None) -> None:
         """Train to the end of the run, or until `after_step` returns False."""

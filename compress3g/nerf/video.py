@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +21,7 @@ _Writer = Callable[[Iterator[Frame], Path, float], None]
 
 # H.264 as every browser plays it. The matrix is named because players guess it from the size.
 _H264 = [
+    *("-c:v", "libx264", "-pix_fmt", "yuv420p"),
     *("-crf", "18", "-movflags", "+faststart"),
     *("-vf", "scale=out_color_matrix=bt709:out_range=tv"),
     *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
@@ -28,18 +29,21 @@ _H264 = [
 ]
 
 
-def write_video(frames: Iterable[Frame], path: str | os.PathLike[str], *, fps: float = 30) -> Path:
+def write_video(
+    frames: Iterable[Frame], path: str | os.PathLike[str], *, fps: float = 30.0
+) -> Path:
     """The path written: a .mp4, a .gif, or, without a suffix or with a final slash, a folder.
 
     All frames must have one size; an mp4 with an odd one gets its last row or column twice, since
     its colours are stored for 2x2 pixels. A folder holds frame_0000.png and so on, and replaces
     one of earlier frames only. The file appears when it is whole, under a temporary name before.
-    Raises ConfigError for another suffix, no frames, or frames that differ in size; MissingExtra
-    without the packages an mp4 needs; BackendError when ffmpeg fails; OSError as it comes.
+    Raises ConfigError for another suffix, no frames, frames that differ in size, or an fps outside
+    0.01 to 1000; MissingExtra without the package an mp4 needs; BackendError when ffmpeg fails;
+    OSError as it comes.
     """
     target, write = _target(path)
-    if not 0 < fps < float("inf"):
-        raise ConfigError(f"{fps} frames per second: give a positive number")
+    if not 0.01 <= fps <= 1000:  # also true for NaN
+        raise ConfigError(f"{fps} frames per second are impossible: give 0.01 to 1000")
     target.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own: writers want the right suffix, and whatever they leave goes with it.
     workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -88,38 +92,47 @@ def _checked(frames: Iterable[Frame], target: Path) -> Iterator[Frame]:
 def _write_mp4(frames: Iterator[Frame], path: Path, fps: float) -> None:
     purpose = "mp4 output (.gif and PNGs need nothing)"
     ffmpeg = require("imageio_ffmpeg", extra="nerf", purpose=purpose)
-    imageio = require("imageio.v2", extra="nerf", purpose=purpose)
-    with _ffmpeg_errors():
-        ffmpeg.get_ffmpeg_exe()
-        writer = imageio.get_writer(
-            *(str(path), "FFMPEG", "I"),
-            fps=fps,
-            codec="libx264",
-            quality=None,
-            macro_block_size=2,
-            ffmpeg_log_level="error",
-            output_params=list(_H264),
-        )
     try:
-        for frame in frames:
-            high, wide, _ = frame.shape
-            even = np.pad(frame, ((0, high % 2), (0, wide % 2), (0, 0)), mode="edge")
-            with _ffmpeg_errors():
-                writer.append_data(even)
-    finally:
-        with _ffmpeg_errors():
-            writer.close()
+        program = ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise _ffmpeg_failed(str(error)) from error
+    first = _even(next(frames))
+    size = f"{first.shape[1]}x{first.shape[0]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    command = [program, "-v", "error", *source, *_H264, f"file:{path}"]
+    # A file and not a pipe for what it says: nobody reads a pipe while frames are rendered.
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said)
+        try:
+            _feed(process, itertools.chain([first], frames))
+            process.communicate()  # closes its input and waits
+        finally:
+            process.kill()  # does nothing to one that is done
+            process.communicate()
+        if process.returncode != 0:
+            said.seek(0)
+            raise _ffmpeg_failed(said.read().decode(errors="replace"))
 
 
-@contextlib.contextmanager
-def _ffmpeg_errors() -> Iterator[None]:
-    """Makes what ffmpeg says one line, and a broken pipe to it not look like one of ours."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
-        raise BackendError(f"ffmpeg cannot write an mp4 here ({reason}): try .gif") from error
+def _feed(process: subprocess.Popen[bytes], frames: Iterable[Frame]) -> None:
+    assert process.stdin is not None  # for mypy
+    for frame in frames:
+        even = _even(frame)
+        try:
+            process.stdin.write(even.data)
+        except BrokenPipeError:
+            return  # its exit code and what it said tell more
+
+
+def _even(frame: Frame) -> Frame:
+    high, wide, _ = frame.shape
+    return np.pad(frame, ((0, high % 2), (0, wide % 2), (0, 0)), mode="edge")
+
+
+def _ffmpeg_failed(said: str) -> BackendError:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = lines[-1] if lines else "it does not say why"
+    return BackendError(f"ffmpeg cannot write an mp4 here ({reason}): try .gif")
 
 
 def _write_gif(frames: Iterator[Frame], path: Path, fps: float) -> None:
@@ -128,7 +141,7 @@ def _write_gif(frames: Iterator[Frame], path: Path, fps: float) -> None:
     with path.open("wb") as file:
         for frame, delay in zip(frames, _delays(fps), strict=False):
             picture = Image.fromarray(frame)
-            box: tuple[int, int, int, int] | None = (0, 0, *picture.size)
+            box: tuple[int, int, int, int] = (0, 0, *picture.size)
             if before is None:
                 file.writelines(GifImagePlugin.getheader(picture.quantize(), info={"loop": 0})[0])
             else:

@@ -90,9 +90,7 @@ def _wall_coordinates(radius: Array, height: Array) -> tuple[Array, Array]:
     """Signed distance to the profile (outside positive) and the index of its nearest point."""
     flat = np.stack([radius.reshape(-1), height.reshape(-1)], -1)
     normal = np.gradient(PROFILE, axis=0)[:, ::-1] * np.array([1.0, -1.0])
-    squared = (
-        (flat**2).sum(1)[:, None] - 2.0 * flat @ PROFILE.T + (PROFILE**2).sum(1)[None]
-    )
+    squared = (flat**2).sum(1)[:, None] - 2.0 * flat @ PROFILE.T + (PROFILE**2).sum(1)[None]
     index = squared.argmin(1)
     distance = np.linalg.norm(flat - PROFILE[index], axis=1)
     side = np.sign(((flat - PROFILE[index]) * normal[index]).sum(1))
@@ -123,7 +121,7 @@ def _level_set() -> tuple[Array, float]:
         distance = np.interp(radius, plane, table_distance[k])
         along = np.interp(radius, plane, table_along[k])
         opening = opening_distance(angle, along)
-        thickness = THICKNESS + 0.022 * np.exp(-((opening - 0.015) / 0.02) ** 2)
+        thickness = THICKNESS + 0.022 * np.exp(-(((opening - 0.015) / 0.02) ** 2))
         field[:, :, k] = _smooth_maximum(np.abs(distance) - 0.5 * thickness, -opening, 0.012)
     return field, half
 
@@ -201,14 +199,18 @@ def _shell() -> Mesh:
     colours = np.where(inside, _inner_colours(angle, along, points), colours)
     cut = (np.abs(distance) <= 0.35 * THICKNESS)[:, None]
     colours = np.where(cut, linear("efc777"), colours)
-    return Mesh(points, faces[:, ::-1].astype(np.int64), np.clip(colours, 0.01, 0.92), Material.GLAZE)
+    return Mesh(
+        points, faces[:, ::-1].astype(np.int64), np.clip(colours, 0.01, 0.92), Material.GLAZE
+    )
 
 
 def _lid() -> Mesh:
     """A fluted dome over the neck, striped, hollow underneath."""
     outer = np.linspace(0.0, 0.5 * np.pi, 60)
     radius = np.concatenate([[0.0], 0.30 * np.cos(outer[::-1]), 0.36 * np.cos(outer)])
-    height = np.concatenate([[1.07], 0.90 + 0.17 * np.sin(outer[::-1]), 0.90 + 0.23 * np.sin(outer)])
+    height = np.concatenate(
+        [[1.07], 0.90 + 0.17 * np.sin(outer[::-1]), 0.90 + 0.23 * np.sin(outer)]
+    )
     surface = revolve(radius, height, 240)
     flute = 1.0 + 0.035 * np.cos(12.0 * surface.angle)
     stripe = np.cos(12.0 * surface.angle) * (1.0 - 0.25 * (surface.vertices[:, 2] - 0.9))
@@ -227,6 +229,8 @@ def build() -> list[Mesh]:
         hoop(0.375, 0.905, 0.034).painted(brass, Material.METAL),
         hoop(0.505, -1.0, 0.045).painted(brass, Material.METAL),
         ball(np.array([0.0, 0.0, 1.14]), 0.055, brass, Material.METAL),
-        ring.placed(rotation(np.array([1.0, 0.0, 0.0]), 0.5 * math.pi), 1.0, np.array([0, 0, 1.27])),
+        ring.placed(
+            rotation(np.array([1.0, 0.0, 0.0]), 0.5 * math.pi), 1.0, np.array([0, 0, 1.27])
+        ),
     ]
     return [_shell(), _lid(), *fittings]

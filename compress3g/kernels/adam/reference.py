@@ -23,7 +23,10 @@ def step(
     root_correction: float,
     epsilon: float,
 ) -> None:
-    """m <- b1 m + (1-b1) g;  v <- b2 v + (1-b2) g^2;  value -= rate m / (sqrt(v) c + eps), where g != 0."""
+    """One update in place, where g != 0.
+
+    m <- b1 m + (1-b1) g;  v <- b2 v + (1-b2) g^2;  value -= rate m / (sqrt(v) c + eps)
+    """
     touched = grad != 0
     beta1, beta2 = betas
     first.copy_(torch.where(touched, beta1 * first + (1 - beta1) * grad, first))

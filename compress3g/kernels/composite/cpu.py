@@ -21,7 +21,8 @@ def weights(
     sigma: Float[Tensor, "n"], length: Float[Tensor, "r"], offset: Int[Tensor, "r+1"]
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "r"]]:
     """Rendering weights of samples and transmittance behind each ray's last sample."""
-    sigma, weight, left = sigma.contiguous(), torch.empty_like(sigma), torch.empty_like(length)
+    sigma, length, offset = sigma.contiguous(), length.contiguous(), offset.contiguous()
+    weight, left = torch.empty_like(sigma), torch.empty_like(length)
     tensors = (sigma, length, offset, weight, left)
     parallel_for(
         function("composite_weights", [POINTER] * 5),
@@ -40,11 +41,14 @@ def forward(
     offset: Int[Tensor, "r+1"],
 ) -> Float[Tensor, "r 3"]:
     """sum_k w_k c_k + T_end b."""
-    colour, background = colour.contiguous(), background.contiguous()
+    colour, background, offset = colour.contiguous(), background.contiguous(), offset.contiguous()
     out = torch.empty_like(background)
     tensors = (weight, left, colour, background, offset, out)
     parallel_for(
-        function("composite_forward", [POINTER] * 6), len(left), *map(address, tensors), grain=_GRAIN
+        function("composite_forward", [POINTER] * 6),
+        len(left),
+        *map(address, tensors),
+        grain=_GRAIN,
     )
     return out
 
@@ -60,12 +64,16 @@ def backward(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
     """Gradients of density and colour; the equation stands in body.h."""
     colour, background = colour.contiguous(), background.contiguous()
+    length, offset = length.contiguous(), offset.contiguous()
     sigma_grad, colour_grad = torch.empty_like(weight), torch.empty_like(colour)
     tensors = (
         *(upstream, weight, left, colour, background, length, offset),
         *(sigma_grad, colour_grad),
     )
     parallel_for(
-        function("composite_backward", [POINTER] * 9), len(left), *map(address, tensors), grain=_GRAIN
+        function("composite_backward", [POINTER] * 9),
+        len(left),
+        *map(address, tensors),
+        grain=_GRAIN,
     )
     return sigma_grad, colour_grad

@@ -13,7 +13,9 @@ def usable() -> str | None:
 
 
 def _rays(offset: Int[Tensor, "r+1"]) -> Int[Tensor, "n"]:
-    return torch.repeat_interleave(torch.arange(len(offset) - 1, device=offset.device), offset.diff())
+    return torch.repeat_interleave(
+        torch.arange(len(offset) - 1, device=offset.device), offset.diff()
+    )
 
 
 def _before(values: Float[Tensor, "n"], offset: Int[Tensor, "r+1"]) -> Float[Tensor, "n"]:

@@ -48,7 +48,7 @@ def encode(
     """
     if tuple(table.shape) != (levels.entries, levels.features):
         raise ConfigError(
-            f"table of shape {tuple(table.shape)} for a grid of {levels.entries} entries x {levels.features}"
+            f"table of shape {tuple(table.shape)} for {levels.entries} x {levels.features}"
         )
     if not bool(torch.isfinite(x).all()):
         raise ConfigError(

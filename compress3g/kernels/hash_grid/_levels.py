@@ -46,7 +46,7 @@ class Levels:
         coarsest: int = 16,
         finest: int = 1024,
     ) -> Levels:
-        """Levels N_l = ceil(N_min b^l) with b = (N_max / N_min)^(1 / (L - 1)), at most 2^log2_size each.
+        """Levels N_l = ceil(N_min b^l), b = (N_max / N_min)^(1 / (L - 1)), of 2^log2_size at most.
 
         Entry counts are rounded up to a multiple of 8. HollowNeRF (2308.10122) uses 16 levels from
         16 to 1024; with this rule all 24 parameter counts of its Table 1 come out to the digit.
@@ -57,7 +57,8 @@ class Levels:
         if not (count >= 1 and features >= 1 and 1 <= coarsest <= finest and 3 <= log2_size <= 24):
             raise ConfigError(
                 f"a grid of {count} levels of {features} features from {coarsest} to {finest} with "
-                f"2^{log2_size} entries is impossible: need coarsest <= finest, 3 <= log2 size <= 24"
+                f"2^{log2_size} entries is impossible: need coarsest <= finest and 3 <= log2 size "
+                "<= 24"
             )
         growth = (finest / coarsest) ** (1 / (count - 1)) if count > 1 else 1.0
         # The small subtraction keeps N_max exact: 16 b^15 is 1024.0000000000002 in floating point.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -50,7 +51,7 @@ def mlp(
             f"input of shape {tuple(x.shape)} for a first layer {tuple(weights[0].shape)}: "
             f"need {padded(weights[0].shape[1])} columns"
         )
-    for a, b in zip(weights, weights[1:], strict=False):
+    for a, b in itertools.pairwise(weights):
         if a.shape[0] != b.shape[1]:
             raise ConfigError(f"layers {tuple(a.shape)} and {tuple(b.shape)} do not chain")
     backend = pick("mlp", x.device)

@@ -96,7 +96,7 @@ EXPORT TARGET void NAME(mlp_forward)(const float *weights, const i64 *widths, i6
             const int last = l == layers - 1;
             NAME(product)(x, in, 1, layer[l], out, y, out, ROWS, in, out, 0);
             if (!last)
-                for (i64 i = 0; i < ROWS * out; i++) y[i] = y[i] > 0.0f ? y[i] : 0.0f;
+                for (i64 i = 0; i < ROWS * out; i++) y[i] = 0.0f > y[i] ? 0.0f : y[i]; /* NaN stays */
             float *copy = last ? output : hidden ? hidden[l] : 0;
             if (copy) memcpy(copy + start * out, y, sizeof(float) * rows * out);
             x = y;

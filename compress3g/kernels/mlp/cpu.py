@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,7 @@ def _widths(weights: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     if len(weights) > 8 or max(widths) > 128:
         raise ConfigError(f"fused perceptrons have at most 8 layers of 128, got widths {widths}")
-    if sum(_pad(a) * _pad(b) for a, b in zip(widths, widths[1:], strict=False)) > 8 * 64 * 64:
+    if sum(_pad(a) * _pad(b) for a, b in itertools.pairwise(widths)) > 8 * 64 * 64:
         raise ConfigError(f"fused perceptrons hold at most 32,768 weights, got widths {widths}")
     return (ctypes.c_int64 * len(widths))(*widths)
 
@@ -45,7 +46,10 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 
 
 def forward(
-    x: Float[Tensor, "n in_padded"], weights: Sequence[Float[Tensor, "out in"]], *, keep_hidden: bool
+    x: Float[Tensor, "n in_padded"],
+    weights: Sequence[Float[Tensor, "out in"]],
+    *,
+    keep_hidden: bool,
 ) -> tuple[Float[Tensor, "n out_padded"], list[Tensor]]:
     """Output, and the hidden activations after ReLU when they are wanted."""
     x, flat, widths = x.contiguous(), _flat(weights), _widths(weights)

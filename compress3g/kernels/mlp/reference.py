@@ -19,7 +19,10 @@ def _pad(x: Tensor) -> Tensor:
 
 
 def forward(
-    x: Float[Tensor, "n in_padded"], weights: Sequence[Float[Tensor, "out in"]], *, keep_hidden: bool
+    x: Float[Tensor, "n in_padded"],
+    weights: Sequence[Float[Tensor, "out in"]],
+    *,
+    keep_hidden: bool,
 ) -> tuple[Float[Tensor, "n out_padded"], list[Tensor]]:
     """Output, and the hidden activations after ReLU when they are wanted."""
     hidden = []
@@ -50,5 +53,3 @@ def backward(
             g = (g @ weight) * (hidden[layer - 1][:, : weight.shape[1]] > 0)
     grads.reverse()
     return (_pad(g @ weights[0]) if need_input else None), grads
-
-

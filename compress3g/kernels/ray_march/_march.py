@@ -53,13 +53,21 @@ def march(
     """Samples at t = (k + jitter) step inside the unit cube, in cells whose bit is set.
 
     origin and direction are in units of the cube; `bits` holds side^3 cells as `pack_bits` lays
-    them out; at most `limit` samples per ray, none nearer than `near`.
-    Raises ConfigError when `bits` has another size or `step` is not positive.
+    them out; at most `limit` samples per ray, none nearer than `near`, and none on a ray that
+    leaves the cube more than 2^24 steps from its origin.
+    Raises ConfigError when `bits` has another size, `step` is not positive, or a ray is not finite
+    or has no direction.
     """
     if len(bits) != -(-(side**3) // 8):
-        raise ConfigError(f"{len(bits)} bytes of bits for {side}^3 cells: need {-(-(side**3) // 8)}")
+        raise ConfigError(
+            f"{len(bits)} bytes of bits for {side}^3 cells: need {-(-(side**3) // 8)}"
+        )
     if not step > 0:
         raise ConfigError(f"step between samples must be positive, got {step}")
+    finite = torch.isfinite(origin) & torch.isfinite(direction) & torch.isfinite(jitter)[:, None]
+    bad = int((~(finite.all(-1) & (direction != 0).any(-1))).sum())
+    if bad:
+        raise ConfigError(f"{bad} of {len(origin)} rays are NaN, Inf or without direction")
     return pick("ray_march", origin.device).march(  # type: ignore[no-any-return]
         origin, direction, jitter, bits, side, step, near, limit
     )

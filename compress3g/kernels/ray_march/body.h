@@ -10,6 +10,7 @@ typedef struct {
     i32 side;  /* cells per axis */
     i32 limit; /* most samples per ray */
 } March;
+#define MOST_STEPS 16777216.0f /* a float counts lattice steps exactly up to here */
 #endif
 
 INLINE TARGET int NAME(box)(const float *o, const float *d, float near, float *enter, float *leave)
@@ -29,12 +30,14 @@ INLINE TARGET int NAME(box)(const float *o, const float *d, float near, float *e
     return *enter < *leave;
 }
 
-/* Number of samples of one ray; positions and distances are written when x is not null. */
-INLINE TARGET i64 NAME(walk)(const float *o, const float *d, float jitter, const u8 *bits, March march,
+/* Number of samples of one ray; positions and distances are written when x is not null.
+ * Never inlined or cloned: counting and filling must round alike, or filling overruns. */
+static __attribute__((noinline, noclone)) TARGET i64 NAME(walk)(const float *o, const float *d, float jitter, const u8 *bits, March march,
                              float *x, float *distance)
 {
     float enter, leave;
     if (!NAME(box)(o, d, march.near, &enter, &leave)) return 0;
+    if (!(leave < march.step * MOST_STEPS)) return 0; /* also infinity and NaN: no end, no loop */
     const float side = (float)march.side, top = side - 1.0f;
     float inverse[3];
     for (int a = 0; a < 3; a++) inverse[a] = d[a] == 0.0f ? INFINITY : 1.0f / (d[a] * side);

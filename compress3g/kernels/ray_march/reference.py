@@ -9,6 +9,7 @@ from torch import Tensor
 from ._march import Samples, unpack_bits
 
 _CHUNK = 1 << 22  # lattice points held at once
+_MOST_STEPS = 1 << 24  # a float counts lattice steps exactly up to here
 
 
 def usable() -> str | None:
@@ -39,6 +40,7 @@ def march(
     """All samples, ray after ray."""
     cells = unpack_bits(bits, side)
     enter, leave = _span(origin, direction, near)
+    enter = torch.where(leave < step * _MOST_STEPS, enter, leave)
     first = torch.ceil(enter / step - jitter)
     longest = int(((leave - enter) / step).clamp(min=0).max().ceil()) + 2 if len(origin) else 0
     rays = max(1, _CHUNK // max(1, longest))

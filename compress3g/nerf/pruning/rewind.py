@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 _LOOKS = 12  # times the mask is looked at, evenly, until the first phase must end
 _FIRST_LOOK = 4
+_LARGEST = 0.3  # share of space beyond which a mask says nothing yet
 _STABLE = 0.92  # intersection over union of two successive masks
-_REFINE = (0.2, 0.35, 0.5)  # shares of the run at which the mask is carved again
+_REFINE = (0.15, 0.3, 0.5)  # shares of the second phase at which the mask is carved again
 _COARSE = Levels.geometric(count=8, log2_size=15, finest=128)
 _COARSE_MARCH = 110  # samples along the diagonal: the coarse grid resolves no more
 
@@ -67,15 +68,16 @@ class RewindPruner(Pruner):
             if look > self._looked and look >= _FIRST_LOOK:
                 self._look(trainer, last=look >= _LOOKS)
             self._looked = max(look, self._looked)
-        elif self._refined < len(_REFINE) and done >= _REFINE[self._refined]:
+        elif self._refined < len(_REFINE) and trainer.phase_done() >= _REFINE[self._refined]:
             self._refined += 1
             self._carve(trainer)
 
     def _look(self, trainer: Trainer, *, last: bool) -> None:
         before, self.visible = self.visible, visibility(trainer)
-        if last or (before is not None and _overlap(self._mask(before), self._mask()) > _STABLE):
+        if last or (before is not None and _stable(self._mask(before), self._mask())):
             self.searching = False
-            trainer.occupancy.allow(self._mask())
+            if self._mask().any():  # a phase of a few steps may have seen nothing yet
+                trainer.occupancy.allow(self._mask())
             if self.reinitialise:
                 main = Phase.whole(self.config)
                 trainer.start_phase(replace(main, begin=trainer.done()))
@@ -88,7 +90,9 @@ class RewindPruner(Pruner):
     def _carve(self, trainer: Trainer) -> None:
         """Drop kept cells that the better model shows to be invisible."""
         self.visible = visibility(trainer)
-        trainer.occupancy.narrow(self.visible > self.config.visible / 2)
+        seen = dilate(self.visible > self.config.visible / 2)
+        if seen.any():
+            trainer.occupancy.narrow(seen)
 
     def mask_bits(self, trainer: Trainer) -> int:
         """One bit per cell."""
@@ -114,7 +118,9 @@ class RewindPruner(Pruner):
         self._refined, self.visible = int(state["refined"]), state.get("visible")
 
 
-def _overlap(a: Bool[Tensor, "*n"], b: Bool[Tensor, "*n"]) -> float:
-    """Intersection over union; 1 for two empty sets."""
-    union = int((a | b).sum())
-    return int((a & b).sum()) / union if union else 1.0
+def _stable(before: Bool[Tensor, "*n"], now: Bool[Tensor, "*n"]) -> bool:
+    """Whether two successive masks agree, and leave something out."""
+    union = max(1, int((before | now).sum()))
+    agree = int((before & now).sum()) / union > _STABLE
+    # A field that has learnt nothing yet is a haze: it keeps all of space, and steadily.
+    return agree and float(now.float().mean()) < _LARGEST

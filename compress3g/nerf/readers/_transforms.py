@@ -57,7 +57,7 @@ def pinhole_of(path: Path, data: dict[str, Any], width: float, height: float) ->
     """
     if "fl_x" not in data and "camera_angle_x" not in data:
         raise SceneError(f"{path} says neither camera_angle_x nor fl_x: add one of them")
-    focal = number(path, data, "fl_x", 0) or _focal(width, number(path, data, "camera_angle_x"))
+    focal = number(path, data, "fl_x", 0.0) or _focal(width, number(path, data, "camera_angle_x"))
     across = focal
     if "fl_y" not in data and "camera_angle_y" in data:
         across = _focal(height, number(path, data, "camera_angle_y"))
@@ -78,7 +78,7 @@ def lens_of(path: Path, data: dict[str, Any], size: tuple[int, int]) -> Lens:
     size: (width, height) of its picture, for files that do not say w and h.
     Raises SceneError for a camera model other than the OpenCV ones and for impossible numbers.
     """
-    width, height = (number(path, data, key, size[i]) for i, key in enumerate("wh"))
+    width, height = (number(path, data, key, float(size[i])) for i, key in enumerate("wh"))
     if not (width >= 1 and height >= 1):
         raise SceneError(f"{path}: images of {width:g}x{height:g} pixels are impossible")
     name = data.get("camera_model", "OPENCV_FISHEYE" if data.get("is_fisheye") else "OPENCV")
@@ -108,7 +108,7 @@ def pose_of(path: Path, index: int, matrix: Any) -> Float[Tensor, "3 4"]:
     where = f"{path}: the transform_matrix of frame {index}"
     try:
         pose = torch.tensor(matrix, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise SceneError(f"{where} is missing or not a matrix of numbers") from None
     if pose.shape not in ((4, 4), (3, 4)) or not pose.isfinite().all():
         raise SceneError(f"{where} is not a finite 4x4 or 3x4 matrix")
@@ -142,8 +142,8 @@ def box_of(path: Path, data: dict[str, Any]) -> Box | None:
         return None
     try:
         low, high = corners
-        box = Box.of([*low, *high])
-    except (TypeError, ValueError):
+        box = Box.of([float(edge) for edge in (*low, *high)])
+    except (TypeError, ValueError, OverflowError):
         box = None
     if box is None:
         raise SceneError(f"{path}: aabb is no box: write [[min x, y, z], [max x, y, z]]")

@@ -118,8 +118,8 @@ def _lens(model: sparse.Model, photo: sparse.Photo, camera: sparse.Camera) -> Le
         )
     k1, k2, k3, k4, p1, p2 = (value.get(k, 0.0) for k in ("k1", "k2", "k3", "k4", "p1", "p2"))
     return Lens(
-        width=camera.width,
-        height=camera.height,
+        width=float(camera.width),
+        height=float(camera.height),
         intrinsics=(fx, fy, value["cx"], value["cy"]),
         distortion=(k1, k2, k3, k4, p1, p2),
         fisheye=camera.model.endswith("FISHEYE"),

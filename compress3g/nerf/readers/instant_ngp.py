@@ -49,7 +49,7 @@ def read(path: Path, downscale: int) -> Capture:
         train=train,
         test=test,
         missing=len(frames) - len(named),
-        box=box_of(source, data) or _box(source, data) or box_of_cameras(train),
+        box=box_of(source, data) or _box(source, data) or box_of_cameras([*train, *test]),
         photographed=True,
         shrink=downscale,
     )

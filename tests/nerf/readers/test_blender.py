@@ -105,6 +105,14 @@ BAD = {
         lambda d: _frame(d)["transform_matrix"][0].__setitem__(3, math.inf),
         r"frame 2 is not a finite",
     ),
+    "huge integers": (
+        lambda d: _frame(d)["transform_matrix"][0].__setitem__(3, 10**400),
+        r"frame 2 is missing or not a matrix",
+    ),
+    "box of huge integers": (
+        lambda d: d.update(aabb=[[0, 0, 0], [1, 1, 10**400]]),
+        r"aabb is no box",
+    ),
     "ragged": (
         lambda d: _frame(d)["transform_matrix"][0].pop(),
         r"frame 2 is missing or not a matrix",

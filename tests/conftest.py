@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Decoded images go to a folder of the session, not to the user's cache."""
+    before = os.environ.get("COMPRESS3G_CACHE")
+    os.environ["COMPRESS3G_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("COMPRESS3G_CACHE")
+    if before is not None:
+        os.environ["COMPRESS3G_CACHE"] = before

@@ -1,0 +1,61 @@
+"""Every compiled body of an operation, and the reference, as the parameter `body` of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import torch
+
+from compress3g.errors import BackendError
+from compress3g.kernels import _library
+from compress3g.kernels.registry import use
+
+SETS = ("scalar", "avx2", "avx512")
+
+
+def _obstacle(name: str) -> str | None:
+    if _library.status() is not None:
+        return "CPU library not compiled"
+    try:
+        with _library.use_isa(name):
+            return None
+    except BackendError:
+        return f"this processor has no {name}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    compiled = [
+        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=reason or ""))
+        for name in SETS
+        for reason in [_obstacle(name)]
+    ]
+    if "body" in metafunc.fixturenames:
+        metafunc.parametrize("body", ["reference", *compiled])
+    if "compiled" in metafunc.fixturenames:
+        metafunc.parametrize("compiled", compiled)
+
+
+@contextmanager
+def _running(operation: str, body: str) -> Iterator[None]:
+    if body == "reference":
+        with use(**{operation: "reference"}):
+            yield
+    else:
+        with use(**{operation: "cpu"}), _library.use_isa(body):
+            yield
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[[str, str], AbstractContextManager[None]]:
+    """`with running("hash_grid", "avx2"):` forces that body of the operation."""
+    return _running
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
