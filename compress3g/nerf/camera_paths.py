@@ -43,11 +43,11 @@ def orbit(
     stand = _Stand.of(cameras)
     if stand.centre is None:
         raise SceneError("the cameras look at no common point to orbit: use the spiral path")
-    distance, angle = stand.distance_and_elevation()
+    distance, angle = stand.distance_and_elevation(stand.centre)
     turn = _turn(frames, 1)
     height = _constant(turn, angle.median() if elevation is None else math.radians(elevation))
     away = _constant(turn, distance.median() if radius is None else radius)
-    return _path(cameras, stand.around(turn, height, away), size)
+    return _path(cameras, stand.around(stand.centre, turn, height, away), size)
 
 
 def spiral(cameras: Cameras, frames: int = 90, *, size: tuple[int, int] | None = None) -> Cameras:
@@ -65,10 +65,11 @@ def spiral(cameras: Cameras, frames: int = 90, *, size: tuple[int, int] | None =
         return _path(cameras, _ellipse(stand, turn), size)
     if stand.centre is None:
         raise SceneError("the cameras look at no common point: give the path as a JSON file")
-    distance, angle = stand.distance_and_elevation()
+    distance, angle = stand.distance_and_elevation(stand.centre)
     low, high = angle.quantile(0.1), angle.quantile(0.9)
     height = (low + high) / 2 - (high - low) / 2 * (turn / 2).cos()
-    return _path(cameras, stand.around(turn, height, _constant(turn, distance.median())), size)
+    away = _constant(turn, distance.median())
+    return _path(cameras, stand.around(stand.centre, turn, height, away), size)
 
 
 def from_json(path: str | PathLike[str], *, size: tuple[int, int] | None = None) -> Cameras:
@@ -107,30 +108,29 @@ class _Stand:
         forward = -poses[:, :, 2]
         return cls(poses[:, :, 3], forward, _up(poses), _centre(poses[:, :, 3], forward))
 
-    def distance_and_elevation(self) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    def distance_and_elevation(
+        self, centre: Float[Tensor, "3"]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
         """Of every camera from the centre; elevation in radians, short of straight up or down."""
-        offset = self.position - self._middle
+        offset = self.position - centre
         distance = offset.norm(dim=1)
         limit = math.radians(89)
         return distance, (offset @ self.up / distance).clamp(-1, 1).asin().clamp(-limit, limit)
 
     def around(
         self,
+        centre: Float[Tensor, "3"],
         turn: Float[Tensor, "f"],
         elevation: Float[Tensor, "f"],
         distance: Float[Tensor, "f"],
     ) -> Float[Tensor, "f 3 4"]:
         """Poses around the centre, looking at it. Angles in radians, from the first camera's."""
-        offset = self.position[0] - self._middle
+        offset = self.position[0] - centre
         across = _unit(torch.linalg.cross(self.up, _level(offset, self.up)))
         ahead = torch.linalg.cross(across, self.up)
         level = turn.cos()[:, None] * ahead + turn.sin()[:, None] * across
         to = elevation.cos()[:, None] * level + elevation.sin()[:, None] * self.up
-        return _looking(self._middle + distance[:, None] * to, to, self.up)
-
-    @property
-    def _middle(self) -> Float[Tensor, "3"]:
-        return self.position.mean(0) if self.centre is None else self.centre
+        return _looking(centre + distance[:, None] * to, to, self.up)
 
 
 def _up(poses: Float[Tensor, "n 3 4"]) -> Float[Tensor, "3"]:

@@ -30,25 +30,25 @@ class OccupancyGrid(nn.Module):
         super().__init__()
         self.side, self.step = side, step
         self.register_buffer("density", torch.zeros(side**3))
-        self.register_buffer("allowed", torch.ones(side**3, dtype=torch.bool))
-        self.register_buffer("bits", pack_bits(torch.ones(side**3, dtype=torch.bool)))
+        self.register_buffer("allowed", torch.ones(side, side, side, dtype=torch.bool))
+        self.register_buffer("bits", pack_bits(self.allowed))
 
     def allow(self, cells: Bool[Tensor, "z y x"]) -> None:
         """Narrow space to these cells and start with all of them occupied."""
-        self.allowed &= cells.reshape(-1)
+        self.allowed &= cells
         self.density.zero_()
         self.bits = pack_bits(self.allowed)
 
     def narrow(self, cells: Bool[Tensor, "z y x"]) -> None:
         """Forbid all but these cells from now on; what is known of the others stays."""
-        self.allowed &= cells.reshape(-1)
-        self.bits = pack_bits(self.cells().reshape(-1) & self.allowed)
+        self.allowed &= cells
+        self.bits = pack_bits(self.cells() & self.allowed)
 
     def restore(self, density: Tensor, allowed: Tensor, bits: Tensor) -> None:
         """Take over a saved state: densities, and both sets of cells as packed bits."""
         device = self.bits.device
         self.density, self.bits = density.to(device), bits.to(device)
-        self.allowed = unpack_bits(allowed, self.side).reshape(-1).to(device)
+        self.allowed = unpack_bits(allowed, self.side).to(device)
 
     def cells(self) -> Bool[Tensor, "z y x"]:
         """Occupied cells."""
@@ -65,7 +65,7 @@ class OccupancyGrid(nn.Module):
         Half of a partial share is drawn from occupied cells, half from all allowed ones. The
         density must be the gated one, or pruned space would stay occupied.
         """
-        candidates = self.allowed.nonzero()[:, 0]
+        candidates = self.allowed.reshape(-1).nonzero()[:, 0]
         if not len(candidates):
             return
         if share < 1:
@@ -81,10 +81,11 @@ class OccupancyGrid(nn.Module):
         x = self._points(candidates, generator)
         self.density.mul_(_DECAY)
         new = torch.cat([density(part) for part in x.split(1 << 16)]) if len(x) else x[:, 0]
-        self.density[candidates] = torch.maximum(self.density[candidates], new)
-        level = self.density[self.allowed]
+        self.density.scatter_reduce_(0, candidates, new, "amax")  # a cell may be drawn twice
+        cells = self.density.view_as(self.allowed)
+        level = cells[self.allowed]
         limit = min(_OPAQUE / self.step, float(level.mean())) if len(level) else 0.0
-        self.bits = pack_bits((self.density > limit) & self.allowed)
+        self.bits = pack_bits((cells > limit) & self.allowed)
 
     def _points(self, cells: Tensor, generator: torch.Generator) -> Tensor:
         """One random point in each cell."""

@@ -92,7 +92,8 @@ def _write_origin(folder: Path, name: str, size: int, spp: int, seed: int) -> No
 {SCENES[name].note}
 
 - Made by `python scenes/make_scenes.py {name} --size {size} --spp {spp} --seed {seed}`.
-- Mitsuba {mi.__version__} (`scalar_rgb`, path integrator of depth 8, box filter), numpy {np.__version__}.
+- Mitsuba {mi.__version__} (`scalar_rgb`, path integrator of depth 8, box filter),
+  numpy {np.__version__}.
 - All geometry, colours and lights are procedural and belong to this project (`scenes/generator/`);
   nothing was taken from anybody else.
 - Pictures: {size} x {size} RGBA, straight alpha, sRGB after a soft shoulder above 0.55 (linear).

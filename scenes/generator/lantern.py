@@ -33,7 +33,7 @@ PROFILE = spline(
 )  # fmt: skip
 THICKNESS = 0.055
 GRID = 352
-TILES = 60  # mosaic columns around the belly
+TILES = 24  # mosaic columns around the belly
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +138,19 @@ def _mosaic(angle: Array, along: Array, step: float) -> Array:
 
 def _chevrons(angle: Array, along: Array, step: float) -> Array:
     """Zigzags in three colours."""
-    u = angle / (2.0 * np.pi) * 36.0
-    wave = np.abs(u % 1.0 - 0.5) * 0.09
-    stripe = np.floor((along * step + wave) / 0.034).astype(np.int64) % 4
+    u = angle / (2.0 * np.pi) * 12.0
+    wave = np.abs(u % 1.0 - 0.5) * 0.2
+    stripe = np.floor((along * step + wave) / 0.09).astype(np.int64) % 4
     return palette("0b3a6e f1e6cf c8452c f1e6cf")[stripe]
 
 
 def _scales(angle: Array, along: Array, step: float) -> Array:
     """Overlapping fish scales."""
-    v = along * step / 0.075
+    v = along * step / 0.15
     row = np.floor(v)
-    u = angle / (2.0 * np.pi) * 40.0 + 0.5 * (row % 2)
+    u = angle / (2.0 * np.pi) * 16.0 + 0.5 * (row % 2)
     radius = np.hypot(u % 1.0 - 0.5, (v % 1.0) * 0.9)
-    number = (row * 64 + np.floor(u) % 40).astype(np.int64)
+    number = (row * 64 + np.floor(u) % 16).astype(np.int64)
     inner = random_choice(number, palette("e8893c f0c35a d9542f f6e3b4"), 14)
     return mix(inner, linear("7a1f1a"), smoothstep(0.36, 0.46, radius))
 
@@ -165,7 +165,7 @@ def _outer_colours(angle: Array, along: Array, points: Array) -> Array:
     foot = mix(
         linear("0b3a6e"),
         linear("1295a8"),
-        smoothstep(0.45, 0.55, (angle / (2.0 * np.pi) * 40.0) % 1.0),
+        smoothstep(0.45, 0.55, (angle / (2.0 * np.pi) * 16.0) % 1.0),
     )
     colours = np.where((height < -0.80)[:, None], foot, colours)
     for line in (-0.80, -0.47, 0.45):
@@ -178,9 +178,9 @@ def _outer_colours(angle: Array, along: Array, points: Array) -> Array:
 
 def _inner_colours(angle: Array, along: Array, points: Array) -> Array:
     """Warm clay with painted rings and spots."""
-    ring = np.sin(along * (2.0 * np.pi / 28.0) + 0.8 * np.sin(9.0 * angle))
+    ring = np.sin(along * (2.0 * np.pi / 70.0) + 0.8 * np.sin(4.0 * angle))
     colours = mix(linear("d98a4e"), linear("f3d9a4"), smoothstep(-0.15, 0.15, ring))
-    return colours * (0.65 + 0.6 * fractal_noise(points, 12.0, 3, 22))[:, None]
+    return colours * (0.8 + 0.3 * fractal_noise(points, 4.0, 2, 22))[:, None]
 
 
 def _shell() -> Mesh:
@@ -199,9 +199,7 @@ def _shell() -> Mesh:
     colours = np.where(inside, _inner_colours(angle, along, points), colours)
     cut = (np.abs(distance) <= 0.35 * THICKNESS)[:, None]
     colours = np.where(cut, linear("efc777"), colours)
-    return Mesh(
-        points, faces[:, ::-1].astype(np.int64), np.clip(colours, 0.01, 0.92), Material.GLAZE
-    )
+    return Mesh(points, faces.astype(np.int64), np.clip(colours, 0.01, 0.92), Material.GLAZE)
 
 
 def _lid() -> Mesh:
@@ -215,7 +213,7 @@ def _lid() -> Mesh:
     flute = 1.0 + 0.035 * np.cos(12.0 * surface.angle)
     stripe = np.cos(12.0 * surface.angle) * (1.0 - 0.25 * (surface.vertices[:, 2] - 0.9))
     colours = mix(linear("a4161a"), linear("f4dfae"), smoothstep(0.55, 0.68, stripe))
-    colours = colours * (0.75 + 0.4 * fractal_noise(surface.vertices, 14.0, 3, 23))[:, None]
+    colours = colours * (0.85 + 0.25 * fractal_noise(surface.vertices, 5.0, 2, 23))[:, None]
     painted = surface.painted(colours, Material.GLAZE)
     vertices = painted.vertices * np.stack([flute, flute, np.ones_like(flute)], -1)
     return Mesh(vertices, painted.faces, painted.colours, Material.GLAZE)

@@ -77,22 +77,23 @@ def _sky(panels: tuple[Panel, ...]) -> dict[str, Any]:
     }
 
 
+_ROUGHNESS = {
+    Material.MATTE: 0.9,
+    Material.GLAZE: 0.4,
+    Material.LACQUER: 0.22,
+    Material.METAL: 0.32,
+}
+
+
 def _reflection(material: Material) -> Any:
     """The Mitsuba material that takes its colour from the mesh."""
-    colour = {"type": "mesh_attribute", "name": "vertex_color"}
-    plastic = {"type": "roughplastic", "diffuse_reflectance": colour, "nonlinear": True}
-    if material is Material.MATTE:
-        return mi.load_dict({"type": "diffuse", "reflectance": colour})
-    if material is Material.GLAZE:
-        return mi.load_dict({**plastic, "alpha": 0.22})
-    if material is Material.LACQUER:
-        return mi.load_dict({**plastic, "alpha": 0.09})
     return mi.load_dict(
         {
-            "type": "roughconductor",
-            "material": "none",
-            "alpha": 0.17,
-            "specular_reflectance": colour,
+            "type": "principled",
+            "base_color": {"type": "mesh_attribute", "name": "vertex_color"},
+            "roughness": _ROUGHNESS[material],
+            "metallic": 1.0 if material is Material.METAL else 0.0,
+            "specular": 0.5,
         }
     )
 

@@ -7,10 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
+from hypothesis import settings
 
 from compress3g.errors import BackendError
 from compress3g.kernels import _library
 from compress3g.kernels.registry import use
+
+# The first example of a process also pays for torch's start.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 SETS = ("scalar", "avx2", "avx512")
 

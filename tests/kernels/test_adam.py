@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -67,3 +69,51 @@ def test_doubles_are_refused_by_the_compiled_kernel(running, compiled):
     p.grad = torch.ones_like(p)
     with running("adam", compiled), pytest.raises(BackendError, match="float64"):
         SparseAdam([p]).step()
+
+
+def test_a_nan_gradient_is_not_hidden(running, body):
+    p = torch.ones(40, requires_grad=True)
+    p.grad = torch.zeros(40)
+    p.grad[17] = p.grad[39] = math.nan
+    with running("adam", body):
+        SparseAdam([p]).step()
+    assert p.isnan().nonzero().flatten().tolist() == [17, 39]
+
+
+def test_gradients_too_small_for_their_square_still_move(running, body):
+    # g^2 underflows at 1e-25: the first moment over epsilon alone decides.
+    p = torch.zeros(20, requires_grad=True)
+    p.grad = torch.full((20,), 1e-25)
+    with running("adam", body):
+        SparseAdam([p], lr=1e-2, eps=1e-15).step()
+    torch.testing.assert_close(p.detach(), torch.full((20,), -1e-12), atol=0, rtol=1e-4)
+
+
+def test_parameters_without_gradient_are_skipped_and_the_closure_is_called():
+    p, q = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimiser = SparseAdam([p, q])
+
+    def closure():
+        loss = (p * p).sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimiser.step(closure) == 3.0
+    assert (p < 1).all()
+    assert torch.equal(q.detach(), torch.ones(3))
+    assert q not in optimiser.state
+
+
+def test_threads_do_not_change_a_bit(running, compiled, two_threads):
+    n = (1 << 17) + 5
+    g = torch.Generator().manual_seed(3)
+    grad = torch.randn(n, generator=g) * (torch.rand(n, generator=g) < 0.1)
+    results = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        p = torch.ones(n, requires_grad=True)
+        p.grad = grad.clone()
+        with running("adam", compiled):
+            SparseAdam([p]).step()
+        results.append(p.detach())
+    assert torch.equal(*results)

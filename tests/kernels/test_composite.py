@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress3g.errors import BackendError
 from compress3g.kernels.composite import composite, weights
 from compress3g.kernels.registry import use
 
@@ -84,3 +88,74 @@ def test_strided_input_and_no_rays_are_accepted(running, body):
         assert torch.equal(composite(*strided, offset), expected)
         nothing = [t[:0] for t in (sigma, colour, background, length)]
         assert composite(*nothing, torch.zeros(1, dtype=torch.long)).shape == (0, 3)
+
+
+def test_gradients_are_finite_differences_of_the_integral(running, body):
+    sigma, colour, background, length, offset = _data([6, 0, 9, 1], 4)
+    upstream = torch.randn(4, 3, generator=torch.Generator().manual_seed(4))
+    leaves = [sigma.clone().requires_grad_(), colour.clone().requires_grad_()]
+    with running("composite", body):
+        out = composite(*leaves, background, length, offset)
+        grads = torch.autograd.grad(out, leaves, upstream)
+    values = [sigma.double(), colour.double()]
+    for which, grad in enumerate(grads):
+        for i in range(grad.numel()):
+            ends = []
+            for sign in (1, -1):
+                moved = [v.clone() for v in values]
+                moved[which].view(-1)[i] += sign * 1e-4
+                image, *_ = _formula(*moved, background.double(), length.double(), offset)
+                ends.append(float((image * upstream.double()).sum()))
+            # Central differences in double: their error d^3 h^2 / 6 is below 1e-10 here.
+            expected = (ends[0] - ends[1]) / 2e-4
+            assert float(grad.reshape(-1)[i]) == pytest.approx(expected, abs=1e-6, rel=1e-5)
+
+
+def test_nan_densities_stay_in_their_ray(running, compiled):
+    sigma, colour, background, length, offset = _data([4, 4, 4], 5)
+    sigma[5] = math.nan
+    leaf = sigma.requires_grad_()
+    with running("composite", compiled):
+        out = composite(leaf, colour, background, length, offset)
+        (grad,) = torch.autograd.grad(out.sum(), leaf)
+    assert out.isnan().all(-1).tolist() == [False, True, False]
+    assert torch.isfinite(grad[:4]).all()
+    assert torch.isfinite(grad[8:]).all()
+
+
+def test_strided_offsets_and_gradients_are_accepted(running, body):
+    sigma, colour, background, length, offset = _data([7, 0, 30], 6)
+    upstream = torch.randn(3, 3)
+    results = []
+    for ends, g in (
+        (offset, upstream),
+        (torch.stack([offset] * 2, -1)[:, 0], upstream.T.clone().T),
+    ):
+        leaf = sigma.clone().requires_grad_()
+        with running("composite", body):
+            out = composite(leaf, colour, background, length, ends)
+            results.append((out, *torch.autograd.grad(out, leaf, g)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_threads_do_not_change_a_bit(running, compiled, two_threads):
+    sigma, colour, background, length, offset = _data([11, 0, 3] * 300, 7)
+    results = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        leaf = sigma.clone().requires_grad_()
+        with running("composite", compiled):
+            out = composite(leaf, colour, background, length, offset)
+            results.append((out, *torch.autograd.grad(out.sum(), leaf)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_other_types_are_refused_by_the_compiled_kernel(running, compiled):
+    sigma, colour, background, length, offset = _data([2, 3], 0)
+    with running("composite", compiled):
+        with pytest.raises(BackendError, match="float64"):
+            composite(sigma.double(), colour, background, length, offset)
+        with pytest.raises(BackendError, match="int32"):
+            composite(sigma, colour, background, length, offset.int())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +16,7 @@ CPU = torch.device("cpu")
 
 def _data(n, widths, seed):
     g = torch.Generator().manual_seed(seed)
-    weights = [
-        torch.randn(b, a, generator=g) / a**0.5 for a, b in zip(widths, widths[1:], strict=False)
-    ]
+    weights = [torch.randn(b, a, generator=g) / a**0.5 for a, b in itertools.pairwise(widths)]
     x = torch.zeros(n, padded(widths[0]))
     x[:, : widths[0]] = torch.randn(n, widths[0], generator=g)
     upstream = torch.randn(n, padded(widths[-1]), generator=g)
@@ -37,7 +37,7 @@ def _twin(x, weights):
 
 
 def _twin_gradients(layers, weights, upstream, hidden):
-    """Gradients in double; the sign of a hidden unit is the kernel's, or a rounding would flip it."""
+    """Gradients in double; the sign of a hidden unit is the kernel's, lest rounding flip it."""
     g, grads = upstream[:, : weights[-1].shape[0]].double(), []
     for i in reversed(range(len(weights))):
         grads.insert(0, g.T @ layers[i])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress3g.errors import ConfigError
+from compress3g.errors import BackendError, ConfigError
 from compress3g.kernels.ray_march import march, pack_bits, unpack_bits
 
 MARGIN = 1e-4  # cells; float32 positions near 1 are off by about 1e-6 of the cube
@@ -107,3 +107,76 @@ def test_impossible_input_is_refused(wrong):
         direction[1] = 0
     with pytest.raises(ConfigError):
         march(origin, direction, jitter, bits, side=4, step=0.0 if wrong == "step" else 0.1)
+
+
+def _lattice_points(samples, jitter, step):
+    k = torch.round(samples.distance.double() / step - jitter.double()[samples.ray]).long()
+    return set(zip(samples.ray.tolist(), k.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("rays", [1, 127, 128, 129, 700])
+def test_compiled_bodies_equal_the_reference(running, compiled, rays):
+    cells = torch.rand(13, 13, 13, generator=torch.Generator().manual_seed(rays)) < 0.3
+    scene = _rays(rays, rays)
+    found = []
+    for body in ("reference", compiled):
+        with running("ray_march", body):
+            samples = march(*scene, pack_bits(cells), side=13, step=0.01)
+        found.append(_lattice_points(samples, scene[2], 0.01))
+    # Only points within a rounding of a wall may be judged differently.
+    assert len(found[0] ^ found[1]) <= 2e-3 * len(found[0]) + 1
+
+
+def test_rays_along_the_axes_cross_every_cell_alike(running, body):
+    side, eye = 8, torch.eye(3)
+    direction = torch.cat([eye, -eye])
+    origin = torch.where(direction == 0, 0.3, -0.5 * direction + (direction < 0).float())
+    bits = pack_bits(torch.ones(side, side, side, dtype=torch.bool))
+    with running("ray_march", body):
+        samples = march(origin, direction, torch.full((6,), 0.5), bits, side=side, step=1 / 64)
+    assert samples.offset.diff().tolist() == [64] * 6
+    for ray in range(6):
+        x = samples.x[samples.offset[ray] : samples.offset[ray + 1], ray % 3]
+        assert torch.bincount((x * side).long(), minlength=side).tolist() == [8] * side
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_ray_of_more_steps_than_a_float_counts_ends_at_once(running, body, share):
+    direction = torch.tensor([[1e-30, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    bits = pack_bits(torch.full((4, 4, 4), bool(share)))
+    with running("ray_march", body):
+        samples = march(torch.full((2, 3), 0.5), direction, torch.zeros(2), bits, side=4, step=0.1)
+    assert samples.offset.tolist() == [0, 0, 5 if share else 0]
+
+
+def test_strided_rays_are_accepted(running, body):
+    origin, direction, jitter = _rays(50, 4)
+    bits = pack_bits(torch.rand(7, 7, 7) < 0.5)
+    strided = (
+        *(t.T.contiguous().T for t in (origin, direction)),
+        torch.stack([jitter] * 2, -1)[:, 0],
+    )
+    with running("ray_march", body):
+        expected = march(origin, direction, jitter, bits, side=7, step=0.03)
+        found = march(*strided, bits, side=7, step=0.03)
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.offset, expected.offset)
+
+
+def test_threads_do_not_change_a_sample(running, compiled, two_threads):
+    bits = pack_bits(torch.rand(16, 16, 16) < 0.2)
+    scene, results = _rays(3000, 9), []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        with running("ray_march", compiled):
+            results.append(march(*scene, bits, side=16, step=0.02))
+    assert torch.equal(results[0].x, results[1].x)
+    assert torch.equal(results[0].distance, results[1].distance)
+    assert torch.equal(results[0].ray, results[1].ray)
+
+
+def test_doubles_are_refused_by_the_compiled_kernel(running, compiled):
+    origin, direction, jitter = _rays(5, 0)
+    bits = torch.zeros(8, dtype=torch.uint8)
+    with running("ray_march", compiled), pytest.raises(BackendError, match="float64"):
+        march(origin.double(), direction, jitter, bits, side=4, step=0.1)

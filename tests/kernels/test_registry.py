@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -64,3 +66,19 @@ def test_instruction_sets_are_forced_by_block_and_by_environment(monkeypatch):
         pass
     monkeypatch.setenv("COMPRESS3G_ISA", "scalar")
     assert _library.isa() == "scalar"
+
+
+def test_the_first_fallback_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(_library, "_load", lambda: (None, "not compiled"))
+    monkeypatch.setattr(registry, "_told", set())
+    with caplog.at_level(logging.INFO, logger=registry.__name__):
+        for _ in range(3):
+            assert registry.pick("adam", torch.device("cpu")).__name__.endswith("reference")
+    assert [r.getMessage() for r in caplog.records] == ["adam: cpu -> reference (not compiled)"]
+
+
+def test_forcing_ends_when_the_block_raises():
+    before = registry.active("mlp", "cpu")
+    with pytest.raises(ZeroDivisionError), registry.use(mlp="reference"):
+        raise ZeroDivisionError
+    assert registry.active("mlp", "cpu") == before

@@ -123,8 +123,8 @@ def test_all_poses_are_orthonormal_and_right_handed(count, seed, frames, kind, w
     }[kind]()
     try:
         path = way(cameras, frames=frames, size=size)
-    except SceneError as error:
-        assert "\n" not in str(error)  # fine: one camera, or cameras that look anywhere
+    except SceneError:  # fine: few cameras, or those that look anywhere or one way
+        assert kind == "any" or (way is orbit and (kind != "dome" or count < 5))
         return
     assert len(path) == frames
     assert (path.width, path.height) == (size or (64, 48))

@@ -32,8 +32,8 @@ INLINE TARGET int NAME(box)(const float *o, const float *d, float near, float *e
 
 /* Number of samples of one ray; positions and distances are written when x is not null.
  * Never inlined or cloned: counting and filling must round alike, or filling overruns. */
-static __attribute__((noinline, noclone)) TARGET i64 NAME(walk)(const float *o, const float *d, float jitter, const u8 *bits, March march,
-                             float *x, float *distance)
+static __attribute__((noinline, noclone)) TARGET i64 NAME(walk)(
+    const float *o, const float *d, float jitter, const u8 *bits, March march, float *x, float *distance)
 {
     float enter, leave;
     if (!NAME(box)(o, d, march.near, &enter, &leave)) return 0;
