@@ -46,7 +46,7 @@ SCENES = {
     "orchard": Recipe(
         orchard.build,
         (),
-        "Some sixty small fruits that float apart: many disconnected parts, each with its own "
+        "Forty-four small fruits that float apart: many disconnected parts, each with its own "
         "pattern, for occupancy and pruning.",
     ),
 }
