@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 _EXTRAS = {
-    "imageio": "nerf",
     "imageio-ffmpeg": "nerf",
     "diffusers": "diffusion",
     "transformers": "diffusion",

@@ -13,6 +13,11 @@ import click
 from .. import __version__
 from ..errors import Compress3GError
 
+# Read once, when torch is loaded: its threads must sleep, not spin, while ours work; spinning cost
+# more than half of the second core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 _COMMANDS = {
     "nerf": ("compress3g.nerf.cli:app", "Train, prune, render and inspect radiance fields."),
     "doctor": ("compress3g.cli.doctor:doctor", "Say which backends run here, and what would help."),

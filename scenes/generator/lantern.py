@@ -33,7 +33,7 @@ PROFILE = spline(
 )  # fmt: skip
 THICKNESS = 0.055
 GRID = 352
-TILES = 24  # mosaic columns around the belly
+TILES = 22  # mosaic columns around the belly
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +118,18 @@ def _level_set() -> tuple[Array, float]:
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     field = np.empty((GRID, GRID, GRID), dtype=np.float32)
     for k in range(GRID):
-        distance = np.interp(radius, plane, table_distance[k])
+        # Beyond the ends of the profile the side flips: interpolating the signed distance would
+        # put a sheet of zeros there.
+        distance = np.interp(radius, plane, np.abs(table_distance[k]))
         along = np.interp(radius, plane, table_along[k])
         opening = opening_distance(angle, along)
         thickness = THICKNESS + 0.022 * np.exp(-(((opening - 0.015) / 0.02) ** 2))
-        field[:, :, k] = _smooth_maximum(np.abs(distance) - 0.5 * thickness, -opening, 0.012)
+        field[:, :, k] = _smooth_maximum(distance - 0.5 * thickness, -opening, 0.012)
     return field, half
 
 
 def _mosaic(angle: Array, along: Array, step: float) -> Array:
-    """Small glazed tiles in dark grout."""
+    """Glazed tiles in dark grout."""
     u = (angle / (2.0 * np.pi) % 1.0) * TILES
     number, border = voronoi(u, along * step / (2.0 * np.pi * 0.96) * TILES, TILES, seed=11)
     colours = random_choice(
@@ -138,19 +140,19 @@ def _mosaic(angle: Array, along: Array, step: float) -> Array:
 
 def _chevrons(angle: Array, along: Array, step: float) -> Array:
     """Zigzags in three colours."""
-    u = angle / (2.0 * np.pi) * 12.0
+    u = angle / (2.0 * np.pi) * 10.0
     wave = np.abs(u % 1.0 - 0.5) * 0.2
-    stripe = np.floor((along * step + wave) / 0.09).astype(np.int64) % 4
+    stripe = np.floor((along * step + wave) / 0.10).astype(np.int64) % 4
     return palette("0b3a6e f1e6cf c8452c f1e6cf")[stripe]
 
 
 def _scales(angle: Array, along: Array, step: float) -> Array:
     """Overlapping fish scales."""
-    v = along * step / 0.15
+    v = along * step / 0.16
     row = np.floor(v)
-    u = angle / (2.0 * np.pi) * 16.0 + 0.5 * (row % 2)
+    u = angle / (2.0 * np.pi) * 14.0 + 0.5 * (row % 2)
     radius = np.hypot(u % 1.0 - 0.5, (v % 1.0) * 0.9)
-    number = (row * 64 + np.floor(u) % 16).astype(np.int64)
+    number = (row * 64 + np.floor(u) % 14).astype(np.int64)
     inner = random_choice(number, palette("e8893c f0c35a d9542f f6e3b4"), 14)
     return mix(inner, linear("7a1f1a"), smoothstep(0.36, 0.46, radius))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import SceneError
 
+LARGEST = 1e18  # in any file: beyond that squares are infinite in the float32 of cameras
 _HOLD_OUT = (
     8  # every eighth picture is for testing, as in LLFF 1905.00889 and all who compare to it
 )
@@ -51,7 +52,9 @@ class Box:
     def of(cls, corners: Sequence[float]) -> Box | None:
         """The box of six numbers, min xyz and max xyz; None where they do not make one."""
         values = torch.tensor(corners, dtype=torch.float64)
-        if values.shape != (6,) or not values.isfinite().all() or (values[:3] >= values[3:]).any():
+        if values.shape != (6,) or not (values.abs() < LARGEST).all():  # also false for NaN
+            return None
+        if (values[:3] >= values[3:]).any():
             return None
         return cls(values[:3], values[3:])
 

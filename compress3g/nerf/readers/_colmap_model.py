@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import SceneError
+from ._capture import LARGEST
 
 PARAMETERS = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),
@@ -87,7 +88,7 @@ def read(folder: Path) -> Model:
         points = dict((_points_bin if binary else _points_txt)(files[2]))
     ids = np.array(sorted(points), np.int64)
     positions = np.array([points[i] for i in ids.tolist()], np.float64).reshape(-1, 3)
-    shown = np.isfinite(positions).all(1)
+    shown = (np.abs(positions) < LARGEST).all(1)  # also false for NaN
     return Model(files[1], cameras, photos, ids[shown], positions[shown])
 
 
@@ -158,7 +159,7 @@ def _photos_bin(file: Path) -> Iterator[Photo]:
 def _points_bin(file: Path) -> Iterator[tuple[int, tuple[float, ...]]]:
     data = _Bytes(file)
     for _ in range(data.take("Q")[0]):
-        number, x, y, z, *_, length = data.take("Q3d3BdQ")
+        number, x, y, z, *_, length = data.take("q3d3BdQ")
         data.skip(8 * length)
         yield number, (x, y, z)
 
@@ -188,7 +189,7 @@ def _cameras_txt(file: Path) -> Iterator[tuple[int, Camera]]:
             yield int(key), camera
         except SceneError:
             raise
-        except ValueError:
+        except (ValueError, OverflowError):
             raise _damaged(file, number) from None
 
 
@@ -198,13 +199,16 @@ def _photos_txt(file: Path) -> Iterator[Photo]:
         if not line:
             continue
         try:
-            _, *pose, camera, name = line.split(maxsplit=9)
+            _, *pose, key, name = line.split(maxsplit=9)
+            if len(pose) != 7:
+                raise ValueError
+            rotation, translation = tuple(map(float, pose[:4])), tuple(map(float, pose[4:]))
+            camera = int(key)
             # The second line of an image lists its observations and is empty if there is none.
             number, second = next(lines, (number, ""))
-            points = np.array(second.split()[2::3], np.float64).astype(np.int64)
-            rotation, translation = tuple(map(float, pose[:4])), tuple(map(float, pose[4:]))
-            yield Photo(name, rotation, translation, int(camera), points[points >= 0])
-        except ValueError:
+            points = np.array(second.split()[2::3], np.int64)
+            yield Photo(name, rotation, translation, camera, points[points >= 0])
+        except (ValueError, OverflowError):
             raise _damaged(file, number) from None
 
 
@@ -214,8 +218,8 @@ def _points_txt(file: Path) -> Iterator[tuple[int, tuple[float, ...]]]:
             continue
         try:
             key, x, y, z = line.split(maxsplit=4)[:4]
-            yield int(key), (float(x), float(y), float(z))
-        except ValueError:
+            yield int(np.int64(key)), (float(x), float(y), float(z))
+        except (ValueError, OverflowError):
             raise _damaged(file, number) from None
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import SceneError
-from ._capture import Box, Lens
+from ._capture import LARGEST, Box, Lens
 from .images import find
 
 _PERSPECTIVE = frozenset({"PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"})
@@ -45,7 +45,7 @@ def number(path: Path, data: dict[str, Any], key: str, default: float | None = N
     value = data.get(key, default)
     if value is None:
         raise SceneError(f"{path} does not say {key}: add it")
-    if not isinstance(value, (int, float)) or not abs(value) < 1e300:  # also false for NaN
+    if not isinstance(value, (int, float)) or not abs(value) < LARGEST:  # also false for NaN
         raise SceneError(f"{path}: {key} is {value!r}, not a finite number")
     return float(value)
 
@@ -120,8 +120,8 @@ def rigid(where: str, pose: Float[Tensor, "3 4"]) -> Float[Tensor, "3 4"]:
 
     Raises SceneError, beginning with `where`, for a singular, sheared, mirroring or non-finite one.
     """
-    if not pose.isfinite().all():
-        raise SceneError(f"{where} is not finite: estimate it again")
+    if not (pose.abs() < LARGEST).all():
+        raise SceneError(f"{where} is not finite or beyond {LARGEST:g}: estimate it again")
     scale = pose[:, :3].norm(dim=0)
     axes = pose[:, :3] / scale
     # Also false for the NaN of a zero column. 0.01 allows for matrices printed with few digits.

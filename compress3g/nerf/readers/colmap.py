@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import SceneError
 from . import _colmap_model as sparse
-from ._capture import Box, Capture, Frame, Lens, box_of_cameras, held_out, nothing_left
+from ._capture import LARGEST, Box, Capture, Frame, Lens, box_of_cameras, held_out, nothing_left
 from ._pictures import choose
 from ._transforms import rigid
 from .images import find
@@ -110,7 +110,7 @@ def _frame(model: sparse.Model, photo: sparse.Photo, file: Path) -> Frame:
 def _lens(model: sparse.Model, photo: sparse.Photo, camera: sparse.Camera) -> Lens:
     value = dict(zip(sparse.PARAMETERS[camera.model], camera.values, strict=True))
     fx, fy = value.get("fx", value.get("f", 0)), value.get("fy", value.get("f", 0))
-    finite = np.isfinite(camera.values).all()
+    finite = (np.abs(camera.values) < LARGEST).all()
     if not (finite and min(fx, fy) > 0 and min(camera.width, camera.height) > 0):
         raise SceneError(
             f"{model.source}: camera {photo.camera} has no positive finite size and focal length: "

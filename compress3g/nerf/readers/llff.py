@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import SceneError
-from ._capture import Box, Capture, Frame, Lens, held_out
+from ._capture import LARGEST, Box, Capture, Frame, Lens, held_out
 from ._pictures import choose
 from ._transforms import rigid
 from .images import pictures_in
@@ -56,7 +57,7 @@ def _rows(source: Path) -> Float[Tensor, "n 17"]:
     """Per picture: 3x4 pose and (height, width, focal) as the columns of 3x5, near and far."""
     try:
         array = np.load(source, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise SceneError(
             f"cannot read {source}: {reason or 'it is damaged or no .npy file'}: copy it again"
@@ -67,9 +68,11 @@ def _rows(source: Path) -> Float[Tensor, "n 17"]:
     if array.dtype.kind not in "fiu":
         raise SceneError(f"{source} has {array.dtype} entries, not numbers: write float64")
     rows = torch.from_numpy(array.astype(np.float64))
-    bad = (~rows.isfinite().all(1)).nonzero()
+    bad = (~(rows.abs() < LARGEST).all(1)).nonzero()  # also NaN
     if len(bad):
-        raise SceneError(f"{source}: row {int(bad[0])} is not finite: estimate the poses again")
+        raise SceneError(
+            f"{source}: row {int(bad[0])} is not finite or beyond {LARGEST:g}: estimate it again"
+        )
     size_and_focal, near, far = rows[:, 4:15:5], rows[:, 15], rows[:, 16]
     bad = ((size_and_focal <= 0).any(1) | (near <= 0) | (far <= near)).nonzero()
     if len(bad):

@@ -105,6 +105,10 @@ BAD = {
         lambda d: _frame(d)["transform_matrix"][0].__setitem__(3, math.inf),
         r"frame 2 is not a finite",
     ),
+    "too far for float32": (
+        lambda d: _frame(d)["transform_matrix"][0].__setitem__(3, 1e200),
+        r"frame 2 is not finite or beyond",
+    ),
     "huge integers": (
         lambda d: _frame(d)["transform_matrix"][0].__setitem__(3, 10**400),
         r"frame 2 is missing or not a matrix",
@@ -122,6 +126,10 @@ BAD = {
         r"frame 2 is not a finite 4x4 or 3x4",
     ),
     "box inside out": (lambda d: d.update(aabb=[[1, 1, 1], [-1, -1, -1]]), r"aabb is no box"),
+    "box too large for float32": (
+        lambda d: d.update(aabb=[[0, 0, 0], [1, 1, 1e200]]),
+        r"aabb is no box",
+    ),
     "box of five": (lambda d: d.update(aabb=[[1, 1, 1], [2, 2]]), r"aabb is no box"),
     "box a number": (lambda d: d.update(aabb=3), r"aabb is no box"),
 }

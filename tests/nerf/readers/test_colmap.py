@@ -120,6 +120,16 @@ BAD = {
     "no focal length": (_text("cameras.txt", " 40.0", " 0"), r"camera 7 has no positive"),
     "nan centre": (_text("cameras.txt", " 16.0", " nan"), r"camera 7 has no positive"),
     "short image": (_text("images.txt", " 7 p03.png", ""), r"images.txt: line \d+ is damaged"),
+    "no translation": (
+        lambda model: (model / "images.txt").write_text("1 1 0 0 0 0 0 7 p03.png\n\n"),
+        r"images.txt: line 1 is damaged",
+    ),
+    "nan observation": (_text("images.txt", " -1 ", " nan "), r"images.txt: line \d+ is damaged"),
+    "huge point id": (
+        lambda model: (model / "points3D.txt").write_text(f"{10**30} 1 2 3 0 0 0 0\n"),
+        r"points3D.txt: line 1 is damaged",
+    ),
+    "huge centre": (_text("cameras.txt", " 16.0", " 1e300"), r"camera 7 has no positive"),
     "short point": (
         lambda model: (model / "points3D.txt").write_text("1 2 3"),
         r"points3D.txt: line 1 is damaged",
@@ -161,6 +171,21 @@ def test_binary_files_cut_off_anywhere_are_named(rig, name, share):
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(SceneError, match=rf"{name} is cut off after \d+ bytes"):
         Scene.load(folder)
+
+
+@pytest.mark.parametrize("change", [(8, b"\xff" * 8), (16, struct.pack("<d", 1e308))])
+def test_a_point_without_id_or_place_does_not_matter(rig, change):
+    written = rig()
+    folder = written.colmap()
+    file = folder / "sparse" / "0" / "points3D.bin"
+    at, content = change[0], bytearray(file.read_bytes())
+    content[at : at + 8] = change[1]  # of the first point: an unsigned id, or x
+    file.write_bytes(content)
+    scene = Scene.load(folder)
+    low, high = np.quantile(written.points, [0.01, 0.99], axis=0)
+    # One of 200 points may be left out, which moves the percentiles a little.
+    np.testing.assert_allclose(scene.centre.numpy(), (low + high) / 2, atol=0.1)
+    assert 0 < scene.near < 10
 
 
 def test_an_unknown_binary_camera_model_is_named(rig):

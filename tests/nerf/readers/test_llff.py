@@ -67,6 +67,7 @@ def _with(row, column, value):
 BAD = {
     "nan": (_with(3, 7, np.nan), r"row 3 is not finite"),
     "infinite bound": (_with(3, 16, np.inf), r"row 3 is not finite"),
+    "too far for float32": (_with(3, 3, 1e200), r"row 3 is not finite or beyond"),
     "wrong width": (lambda rows: rows[:, :16], r"has 10x16 numbers, not Nx17"),
     "one row": (lambda rows: rows[0], r"has 17 numbers, not Nx17"),
     "no rows": (lambda rows: rows[:0], r"has 0x17 numbers, not Nx17"),
@@ -90,7 +91,15 @@ def test_bad_poses_are_one_line_that_names_the_file_and_row(rig, case):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"nothing of the kind"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY\x01\x00",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f8',\n",
+        b"nothing of the kind",
+    ],
+)
 def test_a_file_that_is_no_array_is_named(rig, content):
     folder = rig().llff()
     (folder / "poses_bounds.npy").write_bytes(content)
