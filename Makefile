@@ -3,7 +3,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard compress3g/kernels/*.[ch] compress3g/kernels/*/*.[ch])
 
 demo: .venv/demo
-	$(BIN)/compress3g nerf train scenes/lantern --hollow --compare --config pipelines/hollow_nerf/lantern.toml -o runs/demo --overwrite
+	$(BIN)/compress3g nerf train scenes/orchard --hollow --compare --config pipelines/hollow_nerf/orchard.toml -o runs/demo --overwrite
 
 test: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
