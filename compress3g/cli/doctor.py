@@ -105,7 +105,9 @@ def _print(report: dict[str, Any]) -> None:
             missing.setdefault(_EXTRAS[name], []).append(name)
     for extra, names in missing.items():
         console.print(
-            f"  without {', '.join(names)}: pip install 'compress3g[{extra}]'", style="dim"
+            f"  without {', '.join(names)}: pip install 'compress3g[{extra}]'",
+            style="dim",
+            markup=False,  # or the brackets of the extra would be taken for a colour
         )
     console.print(f"advice: {report['advice']}")
 

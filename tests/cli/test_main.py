@@ -33,7 +33,9 @@ def test_wrong_words_are_one_line_and_exit_code_2(words, capsys):
 
 def test_doctor_reports_backends(capsys):
     assert main(["doctor"]) == 0
-    assert "hash_grid" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "hash_grid" in out
+    assert "pip install 'compress3g[ray]'" in out or "ray " in out
     assert main(["doctor", "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
