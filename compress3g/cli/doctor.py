@@ -107,6 +107,7 @@ def _print(report: dict[str, Any]) -> None:
         console.print(
             f"  without {', '.join(names)}: pip install 'compress3g[{extra}]'",
             style="dim",
+            soft_wrap=True,
             markup=False,  # or the brackets of the extra would be taken for a colour
         )
     console.print(f"advice: {report['advice']}")
