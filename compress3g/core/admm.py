@@ -31,11 +31,10 @@ class AugmentedLagrangianBudget:
         minimise  L + rho/2 max(S - C, 0)^2 + gamma (S - C)
         after each step  gamma <- max(0, gamma + dual_rate * violation)
 
-    This is the whole "ADMM" of HollowNeRF (2308.10122, section 3.4); S is a mean, not a sum,
-    for its C = 0.04 to be a share of the voxels. The paper has one rho for both; `dual_rate` is
-    the second. violation="log" uses C ln(S / C), which pulls harder far from C. With
-    `reset_below`, gamma drops to zero as soon as S < C, and `update` says so: the optimiser's
-    momentum should be forgotten too, or S overshoots.
+    The whole "ADMM" of HollowNeRF (2308.10122, section 3.4); S is a mean, not a sum, for its
+    C = 0.04 to be a share. The paper has one rho; `dual_rate` is a second. violation="log" uses
+    C ln(S / C), which pulls harder far from C. With `reset_below`, gamma drops to zero as soon as
+    S < C, and `update` says so: the optimiser's momentum should be forgotten too.
     """
 
     def __init__(
@@ -85,8 +84,7 @@ class ADMM:
 
         a <- P_S(m + u);   u <- u + m - a;   loss += rho/2 ||m - a + u||^2
 
-    At the end always project (use `project(m)`, not m): with a finite rho the primal residual does
-    not reach zero.
+    At the end use `project(m)`, not m: with a finite rho the primal residual does not reach zero.
     """
 
     def __init__(self, project: Callable[[Gates], Gates], rho: float | Schedule) -> None:

@@ -157,7 +157,8 @@ def select(
     floor = torch.where(bypass, 0, budget.floor)
     if budget.scope == "group":
         count = (pool.sizes.double() * budget.keep + 1e-9).floor().long()[pool.group]
-        chosen = rank < torch.maximum(count, floor)
+        # A group of one block cannot be kept in part: within groups, blocks stay.
+        chosen = bypass | (rank < torch.maximum(count, floor))
     else:
         chosen = _global(pool, key, rank < floor, units, budget)
     if budget.multiple > 1:

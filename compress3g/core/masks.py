@@ -90,12 +90,15 @@ def open_ratio(
     """
     kept: Tensor | float = 0.0
     total = 0.0
+    parents = {u.name: u.inside for u in units}
     for u in units:
         if kind not in u.cost:
             raise ScoreError(f"units {u.name!r} have no cost of kind {kind!r}: price them first")
         stays = open[u.name].sum(-1)
-        if u.inside is not None:
-            stays = stays * open[u.inside].squeeze(-1)
+        parent = u.inside
+        while parent is not None:
+            stays = stays * open[parent].squeeze(-1)
+            parent = parents[parent]
         kept = kept + u.cost[kind] * stays
         total += u.cost[kind] * u.size
     return torch.as_tensor(kept / total)

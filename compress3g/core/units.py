@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import CutError
+
+Axis: TypeAlias = Literal["out", "in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Cut:
     """
 
     module: str
-    axis: Literal["out", "in"]
+    axis: Axis
     chunk: int = 1
     offset: int = 0
 

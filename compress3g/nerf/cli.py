@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..cli.options import options_from, resolve, to_toml
+from ..engine.options import options_from, resolve, to_toml
 from .config import TrainConfig
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

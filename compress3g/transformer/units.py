@@ -1,0 +1,157 @@
+"""Attention heads, neurons and layers of Hugging Face transformers as Units.
+
+Sites are found by the names of their projections, so one table serves the families that share
+them; nothing is listed per model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..core import Cut, Units
+from ..errors import CutError
+
+# Query, key, value and output projections, relative to the module that holds them.
+_ATTENTION = (
+    ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, ViT
+    ("q_proj", "k_proj", "v_proj", "out_proj"),  # SigLIP, CLIP, BART, OPT
+    ("self.query", "self.key", "self.value", "output.dense"),  # BERT, RoBERTa, ELECTRA
+    ("attention.query", "attention.key", "attention.value", "output.dense"),  # BEiT, DeiT
+    ("q_lin", "k_lin", "v_lin", "out_lin"),  # DistilBERT
+    ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o"),  # T5
+    ("EncDecAttention.q", "EncDecAttention.k", "EncDecAttention.v", "EncDecAttention.o"),
+)
+# The projections that write neurons, and the one that reads them.
+_FEED_FORWARD = (
+    (("gate_proj", "up_proj"), "down_proj"),
+    (("fc1",), "fc2"),
+    (("intermediate.dense",), "output.dense"),
+    (("lin1",), "lin2"),
+    (("wi_0", "wi_1"), "wo"),
+    (("wi",), "wo"),
+    (("up_proj",), "down_proj"),
+)
+_HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "dim_per_head")
+_HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "num_key_value_heads", "n_head")
+_WIDTHS = ("all_head_size", "inner_dim")
+
+
+def units_of(model: nn.Module, *, depth: bool = False) -> list[Units]:
+    """Heads (whole key-value groups) and neurons of every layer; with `depth` also the layers.
+
+    Raises CutError when the model has no attention or feed-forward whose names are known.
+    """
+    units = [*_heads(model), *_neurons(model)]
+    if not units:
+        raise CutError(
+            f"{type(model).__name__} has no attention or feed-forward layer with known projections"
+        )
+    if not depth:
+        return units
+    layers = _layers(model, units)
+    inside = {u.name: next((p for p in layers if u.name.startswith(f"{p}.")), None) for u in units}
+    return [
+        *(Units(f"{layer}.depth", 1, bypass=layer) for layer in layers),
+        *(_within(u, inside[u.name]) for u in units),
+    ]
+
+
+def _within(u: Units, layer: str | None) -> Units:
+    parent = None if layer is None else f"{layer}.depth"
+    return Units(u.name, u.size, u.writes, u.reads, inside=parent, attrs=u.attrs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    head: int
+    heads: int
+    groups: int  # of keys and values
+
+    @property
+    def queries(self) -> int:
+        """Query heads that share one key and value."""
+        return self.heads // self.groups
+
+
+def _child(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _heads(model: nn.Module) -> Iterator[Units]:
+    for name, module in model.named_modules():
+        for names in _ATTENTION:
+            parts = [_child(module, n) for n in names]
+            if all(isinstance(p, nn.Linear) for p in parts):
+                yield _attention(name, module, names)
+                break
+
+
+def _attention(name: str, module: nn.Module, names: tuple[str, str, str, str]) -> Units:
+    q, k, v, o = (f"{name}.{n}" if name else n for n in names)
+    inner = names[0].rpartition(".")[0]
+    holder = module.get_submodule(inner)
+    path = f"{name}.{inner}".strip(".")
+    widths = _widths(name, holder, *(module.get_submodule(n) for n in names[:2]))
+    per_group = widths.queries * widths.head
+    attrs = []
+    for attribute in _HEAD_COUNTS:
+        if getattr(holder, attribute, None) in (widths.heads, widths.groups):
+            whole = getattr(holder, attribute) == widths.heads
+            attrs.append((f"{path}.{attribute}", widths.queries if whole else 1))
+    attrs += [(f"{path}.{a}", per_group) for a in _WIDTHS if hasattr(holder, a)]
+    return Units(
+        f"{name}.heads",
+        widths.groups,
+        writes=(
+            Cut(q, "out", per_group),
+            Cut(k, "out", widths.head),
+            Cut(v, "out", widths.head),
+        ),
+        reads=(Cut(o, "in", per_group),),
+        attrs=tuple(attrs),
+    )
+
+
+def _widths(name: str, holder: nn.Module, q: nn.Module, k: nn.Module) -> _Widths:
+    width = next((getattr(holder, a) for a in _HEAD_WIDTH if hasattr(holder, a)), None)
+    if width is None:
+        heads = next((getattr(holder, a) for a in _HEAD_COUNTS if hasattr(holder, a)), None)
+        if heads is None:
+            raise CutError(f"{name}: nothing says how wide a head is ({', '.join(_HEAD_WIDTH)})")
+        width = int(q.out_features) // int(heads)  # type: ignore[arg-type]
+    return _Widths(
+        int(width),
+        int(q.out_features) // int(width),  # type: ignore[arg-type]
+        int(k.out_features) // int(width),  # type: ignore[arg-type]
+    )
+
+
+def _neurons(model: nn.Module) -> Iterator[Units]:
+    for name, module in model.named_modules():
+        for writers, reader in _FEED_FORWARD:
+            parts = [_child(module, n) for n in (*writers, reader)]
+            if not all(isinstance(p, nn.Linear) for p in parts):
+                continue
+            size = parts[-1].in_features  # type: ignore[union-attr]
+            if any(p.out_features != size for p in parts[:-1]):  # type: ignore[union-attr]
+                continue
+            yield Units(
+                f"{name}.neurons",
+                size,  # type: ignore[arg-type]
+                writes=tuple(Cut(f"{name}.{w}", "out") for w in writers),
+                reads=(Cut(f"{name}.{reader}", "in"),),
+            )
+            break
+
+
+def _layers(model: nn.Module, units: list[Units]) -> list[str]:
+    """Members of module lists that hold units: the layers of the stacks."""
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    members = [f"{n}.{i}" for n in lists for i in range(len(model.get_submodule(n)))]  # type: ignore[arg-type]
+    return [m for m in members if any(u.name.startswith(f"{m}.") for u in units)]
