@@ -175,6 +175,12 @@ class _Columns(nn.Module):
         )
 
 
+def _in_order(owner: nn.Module, names: Sequence[str]) -> None:
+    """Parameters as they stood: optimisers tell them apart by their order."""
+    for name in names:
+        owner._parameters[name] = owner._parameters.pop(name)
+
+
 @contextmanager
 def gated(
     model: nn.Module,
@@ -210,6 +216,7 @@ def gated(
             owner = layout_of(model, name).owner
             ((tensor, dim),) = layout_of(model, name).tensors["in"]
             # unsafe skips a trial run, which has no gates yet; shape and type stay as they are.
+            stack.callback(_in_order, owner, tuple(owner._parameters))
             columns = _Columns(session, reads, dim)
             register_parametrization(owner, tensor, columns, unsafe=True)
             stack.callback(remove_parametrizations, owner, tensor, leave_parametrized=False)

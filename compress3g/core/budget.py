@@ -103,27 +103,29 @@ def _pool(scores: Gates, units: Sequence[Units], kind: str, normalize: str) -> _
     return _Pool(torch.cat(parts), each[group], group, sizes)
 
 
-def _rank(pool: _Pool, key: Tensor) -> Int[Tensor, "U"]:
-    """Position of every unit in the descending order of its own group; ties by index."""
-    order = key.argsort(descending=True, stable=True)
-    order = order[pool.group[order].argsort(stable=True)]
+def _rank(pool: _Pool, order: Int[Tensor, "U"]) -> Int[Tensor, "U"]:
+    """Position of every unit in the order of its own group."""
+    # Two bytes per group sort ten times as fast as eight.
+    small = pool.group.to(torch.int16 if len(pool.sizes) < 1 << 15 else torch.int64)
+    order = order[small[order].argsort(stable=True)]
     first = pool.sizes.cumsum(0) - pool.sizes
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - first[pool.group[order]]
+    # Sorted by group, the groups stand where they stand in the pool.
+    rank[order] = torch.arange(len(order), device=order.device) - first[pool.group]
     return rank
 
 
 def _take(
-    pool: _Pool, key: Tensor, must: Bool[Tensor, "U"], may: Bool[Tensor, "U"], budget: float
+    pool: _Pool, order: Tensor, must: Bool[Tensor, "U"], may: Bool[Tensor, "U"], budget: float
 ) -> Bool[Tensor, "U"]:
-    """The `must` units and then the best others while the running cost fits."""
-    left = budget * (1 + 1e-9) - float(pool.cost[must].sum())
+    """The `must` units and then the others in order while the running cost fits."""
+    floor = float(pool.cost[must].sum())
+    left = budget * (1 + 1e-9) - floor
     if left < 0:
         raise BudgetError(
-            f"the floor alone costs {float(pool.cost[must].sum()):.6g} of {budget:.6g}: "
-            f"keep at least {float(pool.cost[must].sum() / pool.cost.sum()):.3f}"
+            f"the floor alone costs {floor:.6g} of {budget:.6g}: "
+            f"keep at least {floor / float(pool.cost.sum()):.3f}"
         )
-    order = key.argsort(descending=True, stable=True)
     order = order[(may & ~must)[order]]
     fits = pool.cost[order].cumsum(0) <= left
     chosen = must.clone()
@@ -152,7 +154,9 @@ def select(
     """
     pool = _pool(scores, units, budget.kind, normalize)
     key = pool.score / pool.cost.clamp_min(1e-30) if per_cost else pool.score
-    rank = _rank(pool, key)
+    # One stable order for everything: ties go to the earlier group, then to the lower index.
+    order = key.argsort(descending=True, stable=True)
+    rank = _rank(pool, order)
     bypass = torch.tensor([u.bypass is not None for u in units], device=key.device)[pool.group]
     floor = torch.where(bypass, 0, budget.floor)
     if budget.scope == "group":
@@ -160,7 +164,7 @@ def select(
         # A group of one block cannot be kept in part: within groups, blocks stay.
         chosen = bypass | (rank < torch.maximum(count, floor))
     else:
-        chosen = _global(pool, key, rank < floor, units, budget)
+        chosen = _global(pool, order, rank < floor, units, budget)
     if budget.multiple > 1:
         chosen = _round(pool, rank, chosen, bypass, budget)
     parts = chosen.split([u.size for u in units])
@@ -168,10 +172,10 @@ def select(
 
 
 def _global(
-    pool: _Pool, key: Tensor, must: Tensor, units: Sequence[Units], budget: Budget
+    pool: _Pool, order: Tensor, must: Tensor, units: Sequence[Units], budget: Budget
 ) -> Bool[Tensor, "U"]:
     total = budget.keep * float(pool.cost.sum())
-    chosen = _take(pool, key, must, torch.ones_like(must), total)
+    chosen = _take(pool, order, must, torch.ones_like(must), total)
     names = {u.name: i for i, u in enumerate(units)}
     parents = [(g, names[u.inside]) for g, u in enumerate(units) if u.inside is not None]
     if not parents:
@@ -182,8 +186,8 @@ def _global(
     if not closed:
         return chosen
     # The parents stay closed: with the freed cost one could come back without its children.
-    may = ~torch.isin(pool.group, torch.tensor(sorted(closed), device=key.device))
-    return _take(pool, key, must & may, may, total) & may
+    may = ~torch.isin(pool.group, torch.tensor(sorted(closed), device=order.device))
+    return _take(pool, order, must & may, may, total) & may
 
 
 def _round(

@@ -100,7 +100,7 @@ class GumbelSigmoid(Gate):
         """1 where the soft value is above 1/2, with the soft value's gradient."""
         u = torch.rand(z.shape, generator=generator, device=z.device).clamp(1e-10, 1 - 1e-7)
         soft = ((z.float() - (-u.log()).log() + self.b) / self.tau).sigmoid()
-        return (soft > 0.5).float() + soft - soft.detach()
+        return (soft > 0.5).float() + (soft - soft.detach())
 
     def hard(self, z: Each) -> Each:
         """1 where z + b >= 0."""
@@ -177,7 +177,7 @@ class TopK(Gate):
     def sample(self, z: Each, *, generator: Generator | None = None) -> Each:
         """Hard forward, soft backward."""
         soft = self.open(z)
-        return self.hard(z) + soft - soft.detach()
+        return self.hard(z) + (soft - soft.detach())
 
     def hard(self, z: Each) -> Each:
         """1 in the top k, 0 elsewhere; ties go to the lower index."""
