@@ -10,15 +10,18 @@ rewind mask without rewind; an oracle mask from a larger trained model, on from 
 
 from __future__ import annotations
 
-import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+# Before torch is loaded, as the command line does it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
-from _report import goal, save
+from _report import goal, parser, report
 from nerf_train import lego
 
 from compress3g.kernels.hash_grid import Levels
@@ -126,7 +129,7 @@ def table(scene: Scene, config: TrainConfig, seeds: int, arms: dict[str, Arm]) -
     aid = "with" if config.hull else "without"
     print(f"\n{scene.name}, {aid} hull, T = 2^{config.log2_hashmap}, {config.steps} steps")
     print(f"{'':24}{'PSNR':>8}{'spread':>8}{'seconds':>9}{'counted':>10}{'kept':>8}  p histogram")
-    mask = teacher(scene, config)
+    mask = teacher(scene, config) if oracle in arms.values() else torch.empty(0, dtype=torch.bool)
     rows = {}
     for name, arm in arms.items():
         row = rows[name] = measure(arm, scene, config, mask, seeds)
@@ -144,31 +147,29 @@ def judge(tables: dict[str, dict[str, Row]]) -> list[dict[str, Any]]:
     for name, rows in tables.items():
         gain = rows["rewind T"].psnr - rows["plain T"].psnr
         if name.endswith("without hull"):
-            goals.append(goal(f"{name}: rewind T over plain T, dB", gain, 1.0))
+            goals.append(goal(f"{name}: rewind T over plain T", gain, 1.0, unit="dB"))
             time = rows["rewind T"].seconds / rows["plain T"].seconds
             goals.append(goal(f"{name}: its time over plain's", time, 1.05, at_least=False))
             if "rewind T/4" in rows:
                 quarter = rows["rewind T/4"].psnr - rows["plain T"].psnr
-                goals.append(goal(f"{name}: rewind T/4 over plain T, dB", quarter, -0.1))
+                goals.append(goal(f"{name}: rewind T/4 over plain T", quarter, -0.1, unit="dB"))
         else:
-            goals.append(goal(f"{name}: rewind T over plain T, dB", gain, -0.1))
+            goals.append(goal(f"{name}: rewind T over plain T", gain, -0.1, unit="dB"))
     return goals
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--scenes", nargs="+", default=["lantern", "orchard", "lego"])
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--scenes", nargs="+", default=["lantern", "orchard", "lego"])
+    arguments.add_argument(
         "--hull", nargs="+", choices=["with", "without"], default=["without", "with"]
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--log2-hashmap", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", default="nerf_hollow", help="Name of the results file.")
-    options = parser.parse_args()
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--steps", type=int, default=800)
+    arguments.add_argument("--log2-hashmap", type=int, default=9)
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--out", default="nerf_hollow", help="Name of the results file.")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     arms, hulls, names, seeds, steps = (
         ARMS,
@@ -194,9 +195,8 @@ def main() -> None:
     goals = judge(tables)
     rows = {t: {n: {k: getattr(r, k) for k in Row.__slots__} for n, r in rows.items()}
             for t, rows in tables.items()}  # fmt: skip
-    figures = {"steps": steps, "seeds": seeds, "log2_hashmap": options.log2_hashmap}
-    save(options.out, {**figures, "rows": rows, "goals": goals},
-         as_json=options.json, keep=not options.quick)  # fmt: skip
+    report(options.out, options, seeds=range(seeds), goals=goals, rows=rows,
+           steps=steps, log2_hashmap=options.log2_hashmap)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ Peers: the same look-up written with torch gathers (our reference backend), and 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable
 
 import torch
-from _report import goal, save
+from _report import goal, parser, report
 
 from compress3g.kernels.hash_grid import Levels, encode
 from compress3g.kernels.mlp import mlp
@@ -76,10 +75,7 @@ def network(widths: list[int], points: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parser(__doc__).parse_args()
     torch.set_num_threads(1)
     points, rounds = (1 << 15, 3) if options.quick else (1 << 17, 5)
     print(f"{'Msamples per CPU-second':34}{'ours':>9}{'torch':>9}{'ratio':>9}")
@@ -94,8 +90,7 @@ def main() -> None:
         goal("hash grid at 2^15 against torch eager", rows["hash grid 2^15, f+b"]["ratio"], 15),
         goal("hash grid at 2^19 against torch eager", rows["hash grid 2^19, f+b"]["ratio"], 30),
     ]
-    figures = {"points": points, "rows": rows, "goals": goals}
-    save("nerf_kernels", figures, as_json=options.json, keep=not options.quick)
+    report("nerf_kernels", options, seeds=[0], goals=goals, rows=rows, points=points)
 
 
 if __name__ == "__main__":
