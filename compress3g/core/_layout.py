@@ -36,9 +36,8 @@ class Layout:
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED_CONV = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (*_CONV, *_TRANSPOSED_CONV)
-_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-
 _ROWS = (("weight", 0), ("bias", 0))
+_STATISTICS = (*_ROWS, ("running_mean", 0), ("running_var", 0))
 _WEIGHT: Tensors = {"out": _ROWS, "in": (("weight", 1),)}
 _TRANSPOSED: Tensors = {"out": (("weight", 1), ("bias", 0)), "in": (("weight", 0),)}
 _CHANNELS: Sizes = {"out": ("out_channels",), "in": ("in_channels",)}
@@ -48,11 +47,7 @@ _KINDS: tuple[tuple[Any, Tensors, Sizes], ...] = (
     (_TRANSPOSED_CONV, _TRANSPOSED, _CHANNELS),
     (nn.Embedding, {"out": (("weight", 1),)}, {"out": ("embedding_dim",)}),
     (nn.GroupNorm, {"out": _ROWS}, {"out": ("num_channels",)}),
-    (
-        nn.modules.batchnorm._BatchNorm,
-        {"out": tuple((name, 0) for name in _BATCH_NORM)},
-        {"out": ("num_features",)},
-    ),
+    (nn.modules.batchnorm._BatchNorm, {"out": _STATISTICS}, {"out": ("num_features",)}),
 )
 _DEPTHWISE: Sizes = {"out": ("out_channels", "in_channels", "groups")}
 _GPT2: Sizes = {"out": ("nf",), "in": ("nx",)}  # its Conv1D is a linear layer, weight [in, out]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ class Residual:
     dual: float
 
 
+@dataclass(slots=True)
 class AugmentedLagrangianBudget:
     """Keeps the mean openness S below C by a penalty and one multiplier gamma.
 
@@ -37,22 +38,18 @@ class AugmentedLagrangianBudget:
     S < C, and `update` says so: the optimiser's momentum should be forgotten too.
     """
 
-    def __init__(
-        self,
-        target: float,
-        *,
-        rho: float,
-        dual_rate: float | None = None,
-        violation: Literal["linear", "log"] = "linear",
-        gamma_max: float = math.inf,
-        reset_below: bool = False,
-    ) -> None:
-        if not 0 < target < 1:
-            raise BudgetError(f"the mean openness must be below a C in (0, 1), got {target}")
-        self.target, self.rho = target, rho
-        self.dual_rate = rho if dual_rate is None else dual_rate
-        self.violation, self.gamma_max, self.reset_below = violation, gamma_max, reset_below
-        self.gamma = 0.0
+    target: float
+    _: KW_ONLY
+    rho: float
+    dual_rate: float | None = None
+    violation: Literal["linear", "log"] = "linear"
+    gamma_max: float = math.inf
+    reset_below: bool = False
+    gamma: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            raise BudgetError(f"the mean openness must be below a C in (0, 1), got {self.target}")
 
     def penalty(self, openness: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """rho/2 max(S - C, 0)^2 + gamma (S - C), differentiable in S; gamma is a constant here."""
@@ -67,7 +64,8 @@ class AugmentedLagrangianBudget:
         gap = openness - self.target
         if self.violation == "log":
             gap = self.target * math.log(max(openness, 1e-12) / self.target)
-        self.gamma = min(self.gamma_max, max(0.0, self.gamma + self.dual_rate * gap))
+        rate = self.rho if self.dual_rate is None else self.dual_rate
+        self.gamma = min(self.gamma_max, max(0.0, self.gamma + rate * gap))
         return False
 
     def state_dict(self) -> dict[str, float]:

@@ -29,8 +29,8 @@ class Gate:
         raise NotImplementedError
 
     def init(self, size: int, keep: float) -> Float[Tensor, "size"]:
-        """Logits whose `open` is `keep`."""
-        raise NotImplementedError
+        """Logits whose `open` is `keep`; ones where the k largest stay whatever their value."""
+        return torch.ones(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +159,6 @@ class SoftThreshold(Gate):
         t = size.detach().topk(count + 1, -1).values[..., -2:].mean(-1, keepdim=True)
         return ((size.square() - t.square()) / self.temperature).sigmoid()
 
-    def init(self, size: int, keep: float) -> Float[Tensor, "size"]:
-        """Ones: logits are norms of weights, which the caller passes."""
-        return torch.ones(size)
-
 
 @dataclass(frozen=True, slots=True)
 class TopK(Gate):
@@ -190,10 +186,6 @@ class TopK(Gate):
         count = max(1, round(self.keep * z.shape[-1]))
         t = z.detach().float().topk(count, -1).values[..., -1:]
         return ((z.float() - t) / self.temperature).sigmoid()
-
-    def init(self, size: int, keep: float) -> Float[Tensor, "size"]:
-        """Zeros: which ones are on top is for training to say."""
-        return torch.zeros(size)
 
 
 def _logit(p: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -37,24 +37,24 @@ class Masks(nn.Module):
             }
         )
 
-    def _each(self) -> dict[str, Tensor]:
-        return {u.name: self.logits[u.name.replace(".", "/")] for u in self.units}
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Gates:
+        return {u.name: function(self.logits[u.name.replace(".", "/")]) for u in self.units}
 
     def sample(self, generator: torch.Generator | None = None) -> Gates:
         """Multipliers for a training step."""
-        return {n: self.gate.sample(z, generator=generator) for n, z in self._each().items()}
+        return self._each(lambda z: self.gate.sample(z, generator=generator))
 
     def hard(self) -> Gates:
         """Multipliers for evaluation."""
-        return {n: self.gate.hard(z) for n, z in self._each().items()}
+        return self._each(self.gate.hard)
 
     def open(self) -> Gates:
         """How much of every unit stays."""
-        return {n: self.gate.open(z) for n, z in self._each().items()}
+        return self._each(self.gate.open)
 
     def scores(self) -> Gates:
         """Detached logits, for `select`."""
-        return {n: z.detach() for n, z in self._each().items()}
+        return self._each(Tensor.detach)
 
 
 def flat(gates: Gates, units: Sequence[Units]) -> Float[Tensor, "... U"]:

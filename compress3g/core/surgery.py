@@ -40,25 +40,22 @@ class Skip(nn.Module):
 
 
 def _gone(u: Units, keep: Keep) -> Tensor:
-    everything = torch.ones(u.size, dtype=torch.bool)
-    return everything.index_fill(0, keep[u.name].cpu(), False).nonzero()[:, 0]
+    return torch.ones(u.size).index_fill(0, keep[u.name].cpu(), 0).nonzero()[:, 0]
 
 
 def slices(
     model: nn.Module, units: Sequence[Units], keep: Keep
 ) -> Iterator[tuple[str, Axis, Layout, Tensor]]:
     """Every axis that gets shorter, once: module, axis, layout, and the slots that stay."""
-    gone: dict[tuple[str, Axis], list[Tensor]] = {}
+    stays: dict[tuple[str, Axis], Tensor] = {}
     for u in units:
         for cut in (*u.writes, *u.reads):
-            gone.setdefault((cut.module, cut.axis), []).append(cut.slots(_gone(u, keep)))
-    for (name, axis), parts in gone.items():
-        layout = layout_of(model, name)
-        stay = torch.ones(layout.size(axis), dtype=torch.bool).index_fill(
-            0, torch.cat(parts), False
-        )
+            size = layout_of(model, cut.module).size(cut.axis)
+            stay = stays.setdefault((cut.module, cut.axis), torch.ones(size, dtype=torch.bool))
+            stay[cut.slots(_gone(u, keep))] = False
+    for (name, axis), stay in stays.items():
         if not bool(stay.all()):
-            yield name, axis, layout, stay.nonzero()[:, 0]
+            yield name, axis, layout_of(model, name), stay.nonzero()[:, 0]
 
 
 @torch.no_grad()
@@ -104,13 +101,12 @@ def _check_keep(units: Sequence[Units], keep: Keep) -> set[str]:
     """Names of the bypasses that close, with those inside them."""
     closed: set[str] = set()
     for u in units:
-        index = keep.get(u.name)
-        if index is None:
+        if u.name not in keep:
             raise BudgetError(f"nothing says which units of {u.name!r} to keep")
-        inside = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < u.size)
-        if not inside or bool((index.diff() <= 0).any()):
+        index = keep[u.name].tolist()
+        if index != sorted({i for i in index if 0 <= i < u.size}):
             raise BudgetError(f"kept units of {u.name!r} must ascend within 0 .. {u.size - 1}")
-        if u.bypass is not None and not len(index):
+        if u.bypass is not None and not index:
             closed.add(u.name)
     while inner := {u.name for u in units if u.inside in closed} - closed:
         closed |= inner
