@@ -36,7 +36,7 @@ class TrainConfig:
     saliency_lr: float = _of(0.3, "Adam's rate for the saliency grid.")
     prune_start: float = _of(0.07, "Share of the run before pruning starts.")
     rewind_limit: float = _of(0.1, "Largest share of the run for the first phase of rewind.")
-    visible: float = _of(0.02, "Rendering weight from which rewind keeps a cell.")
+    visible: float = _of(0.01, "Rendering weight from which rewind keeps a cell.")
     seed: int = _of(0, "Of everything random.")
 
     def __post_init__(self) -> None:
