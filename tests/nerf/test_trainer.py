@@ -89,7 +89,7 @@ def test_visibility_is_largest_on_the_surface(scene):
 def test_rewind_spends_the_plain_table_on_what_is_visible(scene):
     options = {**_SMALL, "samples": 1 << 14, "hull": False}
     plain = Trainer(scene, TrainConfig(**options))
-    trainer = Trainer(scene, TrainConfig(steps=150, hollow=True, **options))
+    trainer = Trainer(scene, TrainConfig(steps=200, hollow=True, **options))
     trainer.fit()
     field = trainer.field
     assert field.kept is not None
