@@ -7,8 +7,8 @@ and trained with the mask on, samples outside it never taken, every row of the t
 is the lottery ticket's rewind (1803.03635), for space.
 
 The mask is a by-product: training samples leave their rendering weights in their cells. Recall is
-what counts: a few visible cells that are missing cost more than twice as many cells as needed, so the
-limit is low, and carving follows later.
+what counts: a few visible cells that are missing cost more than twice as many cells as needed, so
+the limit is low, and carving follows later.
 """
 
 from __future__ import annotations
