@@ -18,7 +18,7 @@ from ..errors import BackendError
 
 _ABI = 1
 _SETS = ("scalar", "avx2", "avx512")
-_TYPES = (torch.float32, torch.int64, torch.uint8)
+_TYPES = (torch.float32, torch.int64, torch.int32, torch.uint8)
 
 POINTER = ctypes.c_void_p
 INTEGER = ctypes.c_int64

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine.checkpoint import load_tensors, save_tensors
 from ..errors import FormatError
 from .config import TrainConfig
-from .model import check_convention, levels_of
+from .model import check_convention, kept_of, levels_of
 from .phase import Phase
 from .trainer import Trainer
 
@@ -31,7 +31,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     for name, value in trainer.pruner.state_dict().items():
         tensors[f"pruner.{name}"] = torch.as_tensor(value, dtype=_kind(value))
     phase = {f.name: getattr(trainer.phase, f.name) for f in dataclasses.fields(Phase)}
-    del phase["levels"]  # the model's
+    del phase["levels"], phase["kept"]  # the model's
     counters = {name: getattr(trainer, name) for name in _COUNTERS}
     config = dataclasses.asdict(trainer.config)
     save_tensors(
@@ -49,7 +49,8 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     check_convention(metadata, path)
     try:
         _check_config(trainer.config, metadata["config"], path)
-        phase = Phase(levels=levels_of(metadata), **metadata["phase"])
+        kept = kept_of(tensors, metadata)
+        phase = Phase(levels=levels_of(metadata), kept=kept, **metadata["phase"])
         trainer.pruner.load_state_dict(_plain(_under("pruner.", tensors)))
         trainer.start_phase(phase)
         trainer.field.load_state_dict(_under("field.", tensors))

@@ -35,8 +35,8 @@ class TrainConfig:
     dual_lr: float = _of(1e-3, "Step of dual ascent on gamma.")
     saliency_lr: float = _of(0.3, "Adam's rate for the saliency grid.")
     prune_start: float = _of(0.07, "Share of the run before pruning starts.")
-    rewind_limit: float = _of(0.15, "Largest share of the run for the first phase of rewind.")
-    visible: float = _of(0.02, "Rendering weight from which rewind keeps a cell.")
+    rewind_limit: float = _of(0.1, "Largest share of the run for the first phase of rewind.")
+    visible: float = _of(0.01, "Rendering weight from which rewind keeps a cell.")
     seed: int = _of(0, "Of everything random.")
 
     def __post_init__(self) -> None:

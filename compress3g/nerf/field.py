@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..kernels.hash_grid import Levels, encode
 from ..kernels.mlp import mlp
+from ..kernels.ray_march import pack_bits
 from .gates import GateName, skip_gate
+from .inside import ranks
 from .saliency import SaliencyGrid
 
 GEOMETRY = 15  # features that the density network hands to the colour network
@@ -48,20 +50,30 @@ class HollowField(nn.Module):
     """Density and colour of points in the unit cube.
 
     f = hashgrid(x);  v = p(x) f;  sigma = gate * exp(h_0(v));  c = sigmoid(MLP(h_1..15, SH(d)))
+    kept: the mask that ranked levels lie inside; features outside it mean nothing.
     With no saliency grid, p = 1 and this is Instant-NGP (2201.05989); with one, HollowNeRF
     (2308.10122, section 3).
     """
+
+    kept: Tensor | None
+    ranks: Tensor | None
 
     def __init__(
         self,
         levels: Levels,
         *,
+        kept: Bool[Tensor, "z y x"] | None = None,
         saliency: SaliencyGrid | None = None,
         gate: GateName = "p",
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.levels = levels
+        # The mask is saved; the ranks follow from it.
+        self.register_buffer("kept", None if kept is None else pack_bits(kept))
+        self.register_buffer(
+            "ranks", None if kept is None else ranks(levels, kept), persistent=False
+        )
         self.gate: GateName = gate
         self.alpha = 1e4  # of the tanh gate; the trainer raises it
         table = torch.rand(levels.entries, levels.features, generator=generator)
@@ -72,7 +84,7 @@ class HollowField(nn.Module):
 
     def density(self, x: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 16"]]:
         """Density per unit-cube length, and the density network's 16 outputs."""
-        v = encode(self.table, x, self.levels, accumulate=True)
+        v = encode(self.table, x, self.levels, ranks=self.ranks, accumulate=True)
         gate = None
         if self.saliency is not None:
             p = self.saliency(x)

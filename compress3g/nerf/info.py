@@ -32,6 +32,7 @@ def describe(file: Path) -> dict[str, Any]:
             "resolutions": f"{field.levels.resolutions[0]} .. {field.levels.resolutions[-1]}",
             "largest level": max(field.levels.sizes),
             "dense levels": sum(map(field.levels.dense, range(len(field.levels.sizes)))),
+            "levels inside the mask": sum(first >= 0 for first in field.levels.first_ranks),
         },
         "cells": {
             "per axis": side,

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..engine.checkpoint import load_tensors, save_tensors
 from ..errors import FormatError
 from ..kernels.hash_grid import Levels
-from ..kernels.ray_march import march, pack_bits
+from ..kernels.ray_march import march, pack_bits, unpack_bits
 from .cameras import Cameras
 from .field import HollowField
 from .occupancy import OccupancyGrid
@@ -153,13 +153,21 @@ def levels_of(metadata: dict[str, Any]) -> Levels:
     """The grid that a file's metadata describes."""
     value = metadata["levels"]
     sizes = {name: tuple(value[name]) for name in ("resolutions", "offsets", "sizes")}
+    sizes["first_ranks"] = tuple(value.get("first_ranks", ()))  # none before version 0.2
     return Levels(**sizes, features=value["features"])
+
+
+def kept_of(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Bool[Tensor, "z y x"] | None:
+    """The mask that a file's grid lies inside, None for a grid that fills the box."""
+    bits = tensors.get("field.kept")
+    return None if bits is None else unpack_bits(bits, metadata["occupancy"])
 
 
 def _field(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> HollowField:
     resolution = metadata["saliency"]
     field = HollowField(
         levels_of(metadata),
+        kept=kept_of(tensors, metadata),
         saliency=SaliencyGrid(resolution) if resolution else None,
         gate=metadata["gate"],
         generator=torch.Generator().manual_seed(0),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from ..kernels.hash_grid import Levels
 from .config import TrainConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Phase:
     """Which grid is trained during [begin, end) of the run, and how space is sampled meanwhile."""
 
     name: str
     levels: Levels
     march_step: float  # distance between samples, in units of the cube
+    kept: Bool[Tensor, "z y x"] | None = None  # the mask that ranked levels lie inside
     begin: float = 0.0
     end: float = 1.0
     occupancy_every: int = 16  # steps between updates of the occupancy grid

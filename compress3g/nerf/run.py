@@ -124,11 +124,11 @@ def _size(scene: Scene) -> str:
 
 
 def _footer(run: Run) -> dict[str, str]:
-    config, result = run.trainer.config, run.result
+    config, result, levels = run.trainer.config, run.result, run.trainer.field.levels
     footer = {
         "scene": run.trainer.scene.name,
         "steps": f"{result.steps:,}",
-        "table": f"16 levels of at most 2^{config.log2_hashmap} entries",
+        "table": f"{len(levels.resolutions)} levels, {levels.entries:,} entries",
         "training": f"{result.seconds:.0f} s",
     }
     if config.hollow:

@@ -80,6 +80,7 @@ class Trainer:
         self.rays = _FIRST_RAYS
         field = HollowField(
             phase.levels,
+            kept=phase.kept,
             saliency=self.pruner.saliency(),
             gate=self.pruner.gate,
             generator=self.generator,
@@ -179,6 +180,7 @@ class Trainer:
             # What is behind changes from ray to ray, so density cannot paint the background.
             background = torch.rand(len(background), 3, generator=self.generator).to(self.device)
         rendered = shade(self.field, samples, rays.direction, background, self.phase.march_step)
+        self.pruner.watch(self, samples, rendered.weight.detach())
         return len(samples), (rendered.colour - rays.over(background)).square().mean()
 
     def _note(self, loss: float, count: int) -> None:

@@ -97,6 +97,33 @@ def test_every_body_is_the_definition(
         _assert_equal(_both(table, x, levels, upstream), _twin(table, x, levels, upstream))
 
 
+@settings(max_examples=12, deadline=None)
+@given(n=st.integers(0, 70), features=st.integers(1, 3), seed=st.integers(0, 99))
+def test_ranked_levels_look_their_rows_up_in_every_body(running, body, n, features, seed):
+    """A ranked level equals the dense level whose vertex v has the values of row rank(v)."""
+    dense = Levels.ranked((3, 9), (4**3, 10**3), features)
+    levels = Levels.ranked((3, 9), (17, 301), features)
+    table, x, upstream = _data(levels, n, seed)
+    sizes = torch.tensor(levels.sizes).repeat_interleave(torch.tensor(dense.sizes))
+    ranks = (torch.rand(levels.ranks, generator=torch.Generator().manual_seed(seed)) * sizes).int()
+    rows = ranks + torch.tensor([0, 17]).repeat_interleave(torch.tensor(dense.sizes))
+    out, grad = _twin(table[rows], x, dense, upstream)
+    grad = torch.zeros(table.shape, dtype=torch.double).index_add_(0, rows, grad)
+    leaf = table.clone().requires_grad_()
+    with running("hash_grid", body):
+        found = encode(leaf, x, levels, ranks=ranks)
+        (found_grad,) = torch.autograd.grad(found, leaf, upstream)
+    _assert_equal((found.detach(), found_grad), (out, grad))
+
+
+def test_ranks_of_another_length_are_refused():
+    levels = Levels.ranked((4,), (9,))
+    with pytest.raises(ConfigError, match="look up 125 ranks, got none"):
+        encode(torch.zeros(9, 2), torch.rand(3, 3), levels)
+    with pytest.raises(ConfigError, match="look up 125 ranks, got 124"):
+        encode(torch.zeros(9, 2), torch.rand(3, 3), levels, ranks=torch.zeros(124).int())
+
+
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 127, 130, 5000])
 def test_compiled_bodies_equal_the_reference_for_every_remainder_of_the_block(running, compiled, n):
     data = _data(MIXED, n, n)

@@ -29,29 +29,32 @@ cases = [
     Levels.single(9),
     Levels.geometric(count=3, features=3, log2_size=8, coarsest=1, finest=64),
     Levels.geometric(count=1, features=8, log2_size=3, coarsest=5, finest=5),
+    Levels.ranked((3, 9), (20, 77)),
 ]
 torch.manual_seed(0)
 for levels in cases:
     table = torch.rand(levels.entries, levels.features) * 2 - 1
+    ranks = torch.arange(levels.ranks, dtype=torch.int32) % 20 if levels.ranks else None
     for n in (0, 1, 127, 128, 300):
         x = torch.rand(n, 3)
         for i, value in enumerate((0.0, 1.0, 1 - 2.0**-24, -3.0, 7.0)[:n]):
             x[i] = value
         x = x.T.contiguous().T
-        out, expected = triton.forward(table, x, levels), reference.forward(table, x, levels)
+        out = triton.forward(table, x, levels, ranks)
+        expected = reference.forward(table, x, levels, ranks)
         torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
         upstream = torch.randn_like(expected)
         upstream[::3] = 0
         start = torch.randn_like(table)
         grad, expected = start.clone(), start.clone()
-        triton.backward(upstream, x, levels, grad)
-        reference.backward(upstream, x, levels, expected)
+        triton.backward(upstream, x, levels, grad, ranks)
+        reference.backward(upstream, x, levels, expected, ranks)
         scale = max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(grad, expected, atol=1e-5 * scale, rtol=0)
 nan = torch.full((4, 3), float("nan"))
-assert torch.isfinite(triton.forward(table, nan, levels)).all()  # indices stay inside
+assert torch.isfinite(triton.forward(table, nan, levels, ranks)).all()  # indices stay inside
 try:
-    triton.forward(table.double(), x, levels)
+    triton.forward(table.double(), x, levels, ranks)
 except triton.BackendError as error:
     assert "float64" in str(error)
 else:
@@ -68,7 +71,7 @@ from compress3g.kernels.hash_grid import triton as kernels
 values = {"BLOCK": 128, "FEATURES": 2, "WIDE": 2, "PRIME_Y": 2654435761, "PRIME_Z": 805459861}
 for function in (kernels._forward, kernels._backward):
     names = function.arg_names
-    kinds = ("*fp32", "*fp32", "*i64", "*fp32", "i32", "i32")
+    kinds = ("*fp32", "*fp32", "*i64", "*i32", "*fp32", "i32", "i32")
     signature = dict(zip(names, kinds)) | dict.fromkeys(values, "constexpr")
     constants = {(names.index(name),): value for name, value in values.items()}
     source = ASTSource(function, signature, constants)

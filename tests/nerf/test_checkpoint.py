@@ -31,8 +31,9 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(scene, tmp_path, prune
     assert torch.equal(resumed.occupancy.bits, whole.occupancy.bits)
 
 
-def test_a_model_renders_the_same_after_a_round_trip(scene, tmp_path):
-    trainer = Trainer(scene, TrainConfig(steps=20, hollow=True, pruner="saliency", **_SMALL))
+@pytest.mark.parametrize("pruner", ["saliency", "rewind"])
+def test_a_model_renders_the_same_after_a_round_trip(scene, tmp_path, pruner):
+    trainer = Trainer(scene, TrainConfig(steps=20, hollow=True, pruner=pruner, **_SMALL))
     trainer.fit()
     trainer.model().save(tmp_path / "m.safetensors", {"scene": "ball"})
     model, about = NerfModel.load(tmp_path / "m.safetensors")

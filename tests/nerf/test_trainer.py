@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from compress3g.errors import ConfigError
+from compress3g.kernels.ray_march import unpack_bits
 from compress3g.nerf.config import TrainConfig
 from compress3g.nerf.evaluation import evaluate
+from compress3g.nerf.inside import fitted_levels
 from compress3g.nerf.metrics import composite_over, psnr
 from compress3g.nerf.trainer import Trainer
 from compress3g.nerf.visibility import cell_of, visibility
@@ -82,6 +84,27 @@ def test_visibility_is_largest_on_the_surface(scene):
     assert float(seen[radius > 0.75].mean()) < 0.05 * float(shell)
     # Behind the surface nothing is seen: the inside is hollow.
     assert float(seen[radius < 0.3].mean()) < 0.2 * float(shell)
+
+
+def test_rewind_spends_the_plain_table_on_what_is_visible(scene):
+    options = {**_SMALL, "samples": 1 << 14, "hull": False}
+    plain = Trainer(scene, TrainConfig(**options))
+    trainer = Trainer(scene, TrainConfig(steps=200, hollow=True, **options))
+    trainer.fit()
+    field = trainer.field
+    assert field.kept is not None
+    kept = unpack_bits(field.kept, trainer.occupancy.side)
+    assert field.levels.entries <= plain.field.levels.entries
+    assert field.levels.resolutions == fitted_levels(kept, field.levels.entries).resolutions
+    # Nothing is sampled where the table has no rows.
+    assert not (trainer.occupancy.allowed & ~kept).any()
+    # The ball's surface is inside, most of the box is not.
+    side = kept.shape[0]
+    centre = (torch.arange(side) + 0.5) / side * 2 - 1
+    z, y, x = torch.meshgrid(centre, centre, centre, indexing="ij")
+    shell = ((x**2 + y**2 + z**2).sqrt() - 0.5).abs() < 0.03
+    assert float(kept[shell].float().mean()) > 0.98
+    assert float(kept.float().mean()) < 0.5
 
 
 def test_cell_of_matches_a_loop(generator):

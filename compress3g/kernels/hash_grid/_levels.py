@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -15,13 +16,20 @@ class Levels:
     """Resolutions N_l (cells per axis), first entries, and entry counts of all levels.
 
     A level with (N_l + 1)^3 <= its entry count is dense, index x + y (N+1) + z (N+1)^2; any other
-    is hashed, (x ^ y 2654435761 ^ z 805459861) mod 2^32 mod T, T a power of two.
+    is hashed, (x ^ y 2654435761 ^ z 805459861) mod 2^32 mod T, T a power of two. A ranked level
+    looks its entry up: vertex x + y (N+1) + z (N+1)^2 is entry ranks[first_rank + vertex] of an
+    int32 tensor that comes with the table. `first_ranks` is -1 for levels without.
     """
 
     resolutions: tuple[int, ...]
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     features: int
+    first_ranks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.first_ranks:
+            object.__setattr__(self, "first_ranks", (-1,) * len(self.resolutions))
 
     @property
     def entries(self) -> int:
@@ -36,6 +44,16 @@ class Levels:
     def dense(self, level: int) -> bool:
         """Whether this level has one entry per vertex."""
         return (self.resolutions[level] + 1) ** 3 <= self.sizes[level]
+
+    @property
+    def ranks(self) -> int:
+        """Length of the tensor of ranks: vertices of all ranked levels together."""
+        ranked = zip(self.resolutions, self.first_ranks, strict=True)
+        return sum((cells + 1) ** 3 for cells, first in ranked if first >= 0)
+
+    def mask(self, level: int) -> int:
+        """T - 1 for a hashed level, 0 for a dense or a ranked one."""
+        return 0 if self.first_ranks[level] >= 0 or self.dense(level) else self.sizes[level] - 1
 
     @staticmethod
     def geometric(
@@ -64,6 +82,13 @@ class Levels:
         # The small subtraction keeps N_max exact: 16 b^15 is 1024.0000000000002 in floating point.
         resolutions = tuple(math.ceil(coarsest * growth**level - 1e-6) for level in range(count))
         return Levels._of(resolutions, 1 << log2_size, features)
+
+    @staticmethod
+    def ranked(resolutions: tuple[int, ...], sizes: tuple[int, ...], features: int = 2) -> Levels:
+        """Levels that all look their entries up, of any size."""
+        starts = itertools.accumulate(sizes, initial=0)
+        ranks = itertools.accumulate(((n + 1) ** 3 for n in resolutions), initial=0)
+        return Levels(resolutions, tuple(starts)[:-1], sizes, features, tuple(ranks)[:-1])
 
     @staticmethod
     def single(vertices: int, features: int = 1) -> Levels:

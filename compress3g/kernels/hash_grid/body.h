@@ -7,15 +7,16 @@
 #define HASH_GRID_TYPES
 #define BLOCK 64
 typedef struct {
-    i64 offset;  /* first entry of this level in the table */
-    i32 cells;   /* resolution N: cells per axis, N + 1 vertices */
-    u32 mask;    /* T - 1 for a hashed level, 0 for a dense one */
+    i64 offset; /* first entry of this level in the table */
+    i64 first_rank; /* of this level in `ranks`, -1 when it has none */
+    i32 cells;  /* resolution N: cells per axis, N + 1 vertices */
+    u32 mask;   /* T - 1 for a hashed level, 0 for a dense or ranked one */
 } Level;
 typedef float f2 __attribute__((vector_size(8), aligned(4)));
 #endif
 
 /* Corner c of point i: entry index[c][i] with trilinear weight weight[c][i]. */
-INLINE TARGET void NAME(corners)(const float *x, i64 n, Level level,
+INLINE TARGET void NAME(corners)(const float *x, i64 n, Level level, const i32 *ranks,
                                  u32 index[8][BLOCK], float weight[8][BLOCK])
 {
     float position[3][BLOCK];
@@ -49,6 +50,10 @@ INLINE TARGET void NAME(corners)(const float *x, i64 n, Level level,
             weight[c][i] = wx * wy * wz;
         }
     }
+    if (level.first_rank < 0) return;
+    const i32 *rank = ranks + level.first_rank;
+    for (int c = 0; c < 8; c++)
+        for (i64 i = 0; i < BLOCK; i++) index[c][i] = (u32)rank[index[c][i]];
 }
 
 INLINE TARGET void NAME(gather2)(const float *table, u32 index[8][BLOCK], float weight[8][BLOCK],
@@ -94,7 +99,7 @@ INLINE TARGET void NAME(scatter)(float *grad, u32 index[8][BLOCK], float weight[
 }
 
 /* out[n, L * features] for points lo..hi. */
-EXPORT TARGET void NAME(hash_grid_forward)(const float *table, const float *x, const Level *levels,
+EXPORT TARGET void NAME(hash_grid_forward)(const float *table, const float *x, const Level *levels, const i32 *ranks,
                                            i64 count, i64 features, float *out, i64 lo, i64 hi)
 {
     u32 index[8][BLOCK];
@@ -105,7 +110,7 @@ EXPORT TARGET void NAME(hash_grid_forward)(const float *table, const float *x, c
         for (i64 start = lo; start < hi; start += BLOCK) {
             const i64 n = hi - start < BLOCK ? hi - start : BLOCK;
             float *target = out + start * stride + l * features;
-            NAME(corners)(x + 3 * start, n, levels[l], index, weight);
+            NAME(corners)(x + 3 * start, n, levels[l], ranks, index, weight);
             if (features == 2) NAME(gather2)(entries, index, weight, n, target, stride);
             else NAME(gather)(entries, index, weight, n, (int)features, target, stride);
         }
@@ -114,7 +119,7 @@ EXPORT TARGET void NAME(hash_grid_forward)(const float *table, const float *x, c
 
 /* grad += d(loss)/d(table) for levels count-1-hi .. count-1-lo (finest first): one owner per
  * level, so no atomics and the same sum in every run. */
-EXPORT TARGET void NAME(hash_grid_backward)(const float *upstream, const float *x, const Level *levels,
+EXPORT TARGET void NAME(hash_grid_backward)(const float *upstream, const float *x, const Level *levels, const i32 *ranks,
                                             i64 count, i64 features, float *grad, i64 points,
                                             i64 lo, i64 hi)
 {
@@ -127,7 +132,7 @@ EXPORT TARGET void NAME(hash_grid_backward)(const float *upstream, const float *
         for (i64 start = 0; start < points; start += BLOCK) {
             const i64 n = points - start < BLOCK ? points - start : BLOCK;
             const float *source = upstream + start * stride + l * features;
-            NAME(corners)(x + 3 * start, n, levels[l], index, weight);
+            NAME(corners)(x + 3 * start, n, levels[l], ranks, index, weight);
             if (features == 2) NAME(scatter2)(entries, index, weight, n, source, stride);
             else NAME(scatter)(entries, index, weight, n, (int)features, source, stride);
         }

@@ -6,19 +6,24 @@ import ctypes
 import functools
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._library import INTEGER, POINTER, address, function, status
 from .._parallel import parallel_for
 from ._levels import Levels
 
-_FORWARD = (POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER)
-_BACKWARD = (POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER, INTEGER)
+_FORWARD = (POINTER, POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER)
+_BACKWARD = (POINTER, POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER, INTEGER)
 
 
 class _Level(ctypes.Structure):
-    _fields_ = [("offset", ctypes.c_int64), ("cells", ctypes.c_int32), ("mask", ctypes.c_uint32)]
+    _fields_ = [
+        ("offset", ctypes.c_int64),
+        ("first_rank", ctypes.c_int64),
+        ("cells", ctypes.c_int32),
+        ("mask", ctypes.c_uint32),
+    ]
 
 
 def usable() -> str | None:
@@ -29,14 +34,17 @@ def usable() -> str | None:
 @functools.lru_cache(maxsize=64)
 def _levels(levels: Levels) -> ctypes.Array[_Level]:
     rows = [
-        _Level(levels.offsets[i], n, 0 if levels.dense(i) else levels.sizes[i] - 1)
+        _Level(levels.offsets[i], levels.first_ranks[i], n, levels.mask(i))
         for i, n in enumerate(levels.resolutions)
     ]
     return (_Level * len(rows))(*rows)
 
 
 def forward(
-    table: Float[Tensor, "entries features"], x: Float[Tensor, "n 3"], levels: Levels
+    table: Float[Tensor, "entries features"],
+    x: Float[Tensor, "n 3"],
+    levels: Levels,
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> Float[Tensor, "n width"]:
     """Features of all levels side by side."""
     x = x.contiguous()
@@ -47,6 +55,7 @@ def forward(
         address(table),
         address(x),
         ctypes.addressof(_levels(levels)),
+        address(ranks),
         len(levels.resolutions),
         levels.features,
         address(out),
@@ -60,6 +69,7 @@ def backward(
     x: Float[Tensor, "n 3"],
     levels: Levels,
     grad: Float[Tensor, "entries features"],
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> None:
     """Adds d(loss)/d(table) to `grad`."""
     x = x.contiguous()
@@ -70,6 +80,7 @@ def backward(
         address(upstream),
         address(x),
         ctypes.addressof(_levels(levels)),
+        address(ranks),
         count,
         levels.features,
         address(grad),

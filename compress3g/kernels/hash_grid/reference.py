@@ -15,7 +15,7 @@ def usable() -> str | None:
 
 
 def corners(
-    x: Float[Tensor, "n 3"], levels: Levels, level: int
+    x: Float[Tensor, "n 3"], levels: Levels, ranks: Int[Tensor, "vertices"] | None, level: int
 ) -> tuple[Int[Tensor, "n 8"], Float[Tensor, "n 8"]]:
     """Rows of the table and trilinear weights of the eight vertices around each point."""
     cells = levels.resolutions[level]
@@ -25,23 +25,28 @@ def corners(
     corner = torch.tensor([[c & 1, c >> 1 & 1, c >> 2] for c in range(8)], device=x.device)
     vertex = low.long()[:, None, :] + corner
     weight = torch.where(corner.bool(), part[:, None, :], 1 - part[:, None, :]).prod(-1)
-    if levels.dense(level):
+    if levels.mask(level) == 0:
         side = cells + 1
         index = vertex[..., 0] + side * (vertex[..., 1] + side * vertex[..., 2])
+        if ranks is not None and levels.first_ranks[level] >= 0:
+            index = ranks[levels.first_ranks[level] + index].long()
     else:
         # 64-bit products keep their low 32 bits: the wrap-around of the C code's uint32.
         x_, y_, z_ = (vertex[..., a] * PRIMES[a] & 0xFFFFFFFF for a in range(3))
-        index = (x_ ^ y_ ^ z_) & (levels.sizes[level] - 1)
+        index = (x_ ^ y_ ^ z_) & (levels.mask(level))
     return index + levels.offsets[level], weight
 
 
 def forward(
-    table: Float[Tensor, "entries features"], x: Float[Tensor, "n 3"], levels: Levels
+    table: Float[Tensor, "entries features"],
+    x: Float[Tensor, "n 3"],
+    levels: Levels,
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> Float[Tensor, "n width"]:
     """Features of all levels side by side."""
     parts = []
     for level in range(len(levels.resolutions)):
-        index, weight = corners(x, levels, level)
+        index, weight = corners(x, levels, ranks, level)
         parts.append((table[index] * weight[..., None].to(table.dtype)).sum(1))
     return torch.cat(parts, -1)
 
@@ -51,10 +56,11 @@ def backward(
     x: Float[Tensor, "n 3"],
     levels: Levels,
     grad: Float[Tensor, "entries features"],
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> None:
     """Adds d(loss)/d(table) to `grad`."""
     features = levels.features
     for level in range(len(levels.resolutions)):
-        index, weight = corners(x, levels, level)
+        index, weight = corners(x, levels, ranks, level)
         share = upstream[:, None, level * features : (level + 1) * features] * weight[..., None]
         grad.index_add_(0, index.reshape(-1), share.reshape(-1, features).to(grad.dtype))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import BackendError
+from . import reference, triton
 from ._levels import Levels
 
 
@@ -40,6 +42,11 @@ def _library() -> tuple[Any, str | None]:
 def usable() -> str | None:
     """None, or tiny-cuda-nn's own message why it does not import."""
     return _library()[1]
+
+
+def _ranked() -> ModuleType:
+    """The backend for ranked levels, which tiny-cuda-nn does not have."""
+    return triton if triton.usable() is None else reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +112,14 @@ def _encoders(levels: Levels, device: torch.device) -> tuple[_Encoder, ...]:
 
 @torch.no_grad()
 def forward(
-    table: Float[Tensor, "entries features"], x: Float[Tensor, "n 3"], levels: Levels
+    table: Float[Tensor, "entries features"],
+    x: Float[Tensor, "n 3"],
+    levels: Levels,
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> Float[Tensor, "n width"]:
     """Features of all levels side by side."""
+    if ranks is not None:
+        return _ranked().forward(table, x, levels, ranks)  # type: ignore[no-any-return]
     if len(x) == 0:
         return table.new_empty(0, levels.width)
     parts = []
@@ -122,8 +134,12 @@ def backward(
     x: Float[Tensor, "n 3"],
     levels: Levels,
     grad: Float[Tensor, "entries features"],
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> None:
     """Adds d(loss)/d(table) to `grad`."""
+    if ranks is not None:
+        _ranked().backward(upstream, x, levels, grad, ranks)
+        return
     if len(x) == 0:
         return
     features = levels.features

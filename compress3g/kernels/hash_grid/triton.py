@@ -49,7 +49,7 @@ def _axis(x, point, inside, cells, axis: tl.constexpr):  # type: ignore[no-untyp
 @_jit
 def _entry(  # type: ignore[no-untyped-def]
     low_x, low_y, low_z, part_x, part_y, part_z, cells, mask,
-    corner: tl.constexpr, PRIME_Y: tl.constexpr, PRIME_Z: tl.constexpr,
+    ranks, first_rank, inside, corner: tl.constexpr, PRIME_Y: tl.constexpr, PRIME_Z: tl.constexpr,
 ):  # fmt: skip
     """Row within the level and trilinear weight of one of the eight corners."""
     x, y, z = low_x + (corner & 1), low_y + (corner >> 1 & 1), low_z + (corner >> 2)
@@ -59,18 +59,22 @@ def _entry(  # type: ignore[no-untyped-def]
     side = cells.to(tl.uint32) + 1
     hashed = (x ^ (y * PRIME_Y) ^ (z * PRIME_Z)) & mask
     dense = x + side * (y + side * z)
-    return tl.where(mask == 0, dense, hashed).to(tl.int64), weight
+    plain = tl.where(mask == 0, dense, hashed).to(tl.int64)
+    ranked = plain * 0 + first_rank >= 0
+    looked_up = tl.load(ranks + first_rank + plain, mask=inside & ranked, other=0).to(tl.int64)
+    return tl.where(ranked, looked_up, plain), weight
 
 
 @_jit
 def _forward(  # type: ignore[no-untyped-def]
-    table, x, shape, out, n, count,
+    table, x, shape, ranks, out, n, count,
     BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDE: tl.constexpr,
     PRIME_Y: tl.constexpr, PRIME_Z: tl.constexpr,
 ):  # fmt: skip
     level = tl.program_id(1)
-    first, cells = tl.load(shape + 3 * level), tl.load(shape + 3 * level + 1).to(tl.int32)
-    mask = tl.load(shape + 3 * level + 2).to(tl.uint32)
+    first, cells = tl.load(shape + 4 * level), tl.load(shape + 4 * level + 1).to(tl.int32)
+    mask = tl.load(shape + 4 * level + 2).to(tl.uint32)
+    first_rank = tl.load(shape + 4 * level + 3)
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     feature = tl.arange(0, WIDE)[None, :]
     inside = point < n
@@ -81,7 +85,20 @@ def _forward(  # type: ignore[no-untyped-def]
     total = tl.zeros((BLOCK, WIDE), dtype=tl.float32)
     for corner in tl.static_range(8):
         row, weight = _entry(
-            low_x, low_y, low_z, part_x, part_y, part_z, cells, mask, corner, PRIME_Y, PRIME_Z
+            low_x,
+            low_y,
+            low_z,
+            part_x,
+            part_y,
+            part_z,
+            cells,
+            mask,
+            ranks,
+            first_rank,
+            inside,
+            corner,
+            PRIME_Y,
+            PRIME_Z,
         )
         place = table + (first + row)[:, None] * FEATURES + feature
         total += weight[:, None] * tl.load(place, mask=here, other=0.0)
@@ -91,13 +108,14 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @_jit
 def _backward(  # type: ignore[no-untyped-def]
-    upstream, x, shape, grad, n, count,
+    upstream, x, shape, ranks, grad, n, count,
     BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDE: tl.constexpr,
     PRIME_Y: tl.constexpr, PRIME_Z: tl.constexpr,
 ):  # fmt: skip
     level = tl.program_id(1)
-    first, cells = tl.load(shape + 3 * level), tl.load(shape + 3 * level + 1).to(tl.int32)
-    mask = tl.load(shape + 3 * level + 2).to(tl.uint32)
+    first, cells = tl.load(shape + 4 * level), tl.load(shape + 4 * level + 1).to(tl.int32)
+    mask = tl.load(shape + 4 * level + 2).to(tl.uint32)
+    first_rank = tl.load(shape + 4 * level + 3)
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     feature = tl.arange(0, WIDE)[None, :]
     inside = point < n
@@ -110,7 +128,20 @@ def _backward(  # type: ignore[no-untyped-def]
     low_z, part_z = _axis(x, point, inside, cells, 2)
     for corner in tl.static_range(8):
         row, weight = _entry(
-            low_x, low_y, low_z, part_x, part_y, part_z, cells, mask, corner, PRIME_Y, PRIME_Z
+            low_x,
+            low_y,
+            low_z,
+            part_x,
+            part_y,
+            part_z,
+            cells,
+            mask,
+            ranks,
+            first_rank,
+            inside,
+            corner,
+            PRIME_Y,
+            PRIME_Z,
         )
         place = grad + (first + row)[:, None] * FEATURES + feature
         tl.atomic_add(place, weight[:, None] * g, mask=here, sem="relaxed")
@@ -130,10 +161,10 @@ def usable() -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _shape(levels: Levels, device: torch.device) -> Int[Tensor, "levels 3"]:
-    """First entry, cells per axis and hash mask (0: dense) of every level."""
+def _shape(levels: Levels, device: torch.device) -> Int[Tensor, "levels 4"]:
+    """First entry, cells per axis, hash mask (0: dense), first rank (-1: none) of each level."""
     rows = [
-        (levels.offsets[i], n, 0 if levels.dense(i) else levels.sizes[i] - 1)
+        (levels.offsets[i], n, levels.mask(i), levels.first_ranks[i])
         for i, n in enumerate(levels.resolutions)
     ]
     return torch.tensor(rows, dtype=torch.long, device=device)
@@ -150,15 +181,20 @@ def _check(*tensors: Tensor) -> None:
             )
 
 
-def _launch(kernel: Any, source: Tensor, x: Tensor, levels: Levels, target: Tensor) -> None:
+def _launch(
+    kernel: Any, source: Tensor, x: Tensor, levels: Levels, ranks: Tensor | None, target: Tensor
+) -> None:
     count, n = len(levels.resolutions), len(x)
     if n == 0:
         return
+    if ranks is None:  # a pointer that is never read
+        ranks = torch.zeros(1, dtype=torch.int32, device=x.device)
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         kernel[(triton.cdiv(n, _BLOCK), count)](
             source,
             x,
             _shape(levels, x.device),
+            ranks,
             target,
             n,
             count,
@@ -171,13 +207,16 @@ def _launch(kernel: Any, source: Tensor, x: Tensor, levels: Levels, target: Tens
 
 
 def forward(
-    table: Float[Tensor, "entries features"], x: Float[Tensor, "n 3"], levels: Levels
+    table: Float[Tensor, "entries features"],
+    x: Float[Tensor, "n 3"],
+    levels: Levels,
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> Float[Tensor, "n width"]:
     """Features of all levels side by side."""
     x = x.detach().contiguous()
     _check(table, x)
     out = torch.empty(len(x), levels.width, device=x.device)
-    _launch(_forward, table.detach(), x, levels, out)
+    _launch(_forward, table.detach(), x, levels, ranks, out)
     return out
 
 
@@ -186,8 +225,9 @@ def backward(
     x: Float[Tensor, "n 3"],
     levels: Levels,
     grad: Float[Tensor, "entries features"],
+    ranks: Int[Tensor, "vertices"] | None = None,
 ) -> None:
     """Adds d(loss)/d(table) to `grad`."""
     x, upstream = x.detach().contiguous(), upstream.contiguous()
     _check(upstream, x, grad)
-    _launch(_backward, upstream, x, levels, grad)
+    _launch(_backward, upstream, x, levels, ranks, grad)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ...kernels.ray_march import Samples
 from ..gates import GateName
 from ..saliency import SaliencyGrid
 
@@ -29,6 +30,9 @@ class Pruner:
 
     def before_step(self, trainer: Trainer) -> None:
         """Set what the coming step needs, such as learning rates."""
+
+    def watch(self, trainer: Trainer, samples: Samples, weight: Float[Tensor, "n"]) -> None:
+        """See what the step's samples contribute to their rays."""
 
     def penalty(self, trainer: Trainer) -> Float[Tensor, ""] | None:
         """What is added to the loss, None for nothing."""
