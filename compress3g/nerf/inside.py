@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels.hash_grid import Levels
 
 _COARSEST, _GROWTH = 8, 1.5
-_FINEST = 160  # ranks of 161^3 vertices are 17 MB
+_FINEST_RANKED = 160  # ranks of 161^3 vertices are 17 MB; finer levels are hashed
 _CROWD = 8  # vertices per row, over all levels, that the networks can still tell apart
 
 
@@ -31,22 +31,38 @@ def reachable(kept: Bool[Tensor, "z y x"], cells: int) -> Bool[Tensor, "v v v"]:
     return found > 0
 
 
-def fitted_levels(kept: Bool[Tensor, "z y x"], entries: int, *, finest: int = _FINEST) -> Levels:
+def fitted_levels(kept: Bool[Tensor, "z y x"], entries: int, *, finest: int = 1024) -> Levels:
     """Levels of at most `entries` rows together, every row inside the mask.
 
     Resolutions 8, 12, 18, .. as far as the table can serve them. A level takes no more rows than it
     has reachable vertices; all others get the same number, so coarse levels are free of collisions
-    and what they leave goes to finer ones.
+    and what they leave goes to finer ones. Large tables serve levels too fine to be looked up:
+    these are hashed, and so have a power of two of rows.
     """
     cells: list[int] = []
     vertices: list[int] = []
     for n in (round(_COARSEST * _GROWTH**level) for level in itertools.count()):
-        needed = int(reachable(kept, n).sum())
-        if cells and (n > min(finest, _FINEST) or sum(vertices) + needed > _CROWD * entries):
+        needed = _count(kept, n)
+        if cells and (n > finest or sum(vertices) + needed > _CROWD * entries):
             break
         cells.append(n)
         vertices.append(needed)
-    return Levels.ranked(tuple(cells), share_out(vertices, entries))
+    looked_up = sum(n <= _FINEST_RANKED for n in cells)
+    shares = share_out(vertices, entries)[looked_up:]
+    hashed = [1 << share.bit_length() - 1 for share in shares]
+    ranked = share_out(vertices[:looked_up], entries - sum(hashed))
+    left = entries - sum(hashed) - sum(ranked)
+    for i in reversed(range(len(hashed))):
+        if hashed[i] <= left:
+            left, hashed[i] = left - hashed[i], 2 * hashed[i]
+    return Levels.ranked(tuple(cells), (*ranked, *hashed), hashed=len(hashed))
+
+
+def _count(kept: Bool[Tensor, "z y x"], cells: int) -> int:
+    """Reachable vertices; by volume where there would be too many to list."""
+    if cells <= _FINEST_RANKED:
+        return int(reachable(kept, cells).sum())
+    return int(kept.double().mean() * (cells + 1) ** 3)
 
 
 def share_out(wanted: list[int], total: int) -> tuple[int, ...]:
@@ -60,13 +76,14 @@ def share_out(wanted: list[int], total: int) -> tuple[int, ...]:
 
 
 def ranks(levels: Levels, kept: Bool[Tensor, "z y x"]) -> Int[Tensor, "vertices"]:
-    """Row within its level of every vertex of every level, x fastest; int32.
+    """Row within its level of every vertex of every ranked level, x fastest; int32.
 
     Reachable vertices are numbered along x, y, z and wrap around at the end of the level: rows are
     used equally often, and vertices that share one lie far apart. All others get row 0.
     """
     parts = []
-    for cells, size in zip(levels.resolutions, levels.sizes, strict=True):
+    shapes = zip(levels.resolutions, levels.sizes, levels.first_ranks, strict=True)
+    for cells, size in ((cells, size) for cells, size, first in shapes if first >= 0):
         inside = reachable(kept, cells).reshape(-1)
         number = (inside.long().cumsum(0) - 1) % size
         parts.append(torch.where(inside, number, 0).to(torch.int32))

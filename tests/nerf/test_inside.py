@@ -51,7 +51,11 @@ def test_every_row_is_used_and_about_equally_often(side, entries, finest, seed):
     assert levels.entries <= entries
     numbers, start = ranks(levels, kept), 0
     assert len(numbers) == levels.ranks
-    for cells, size in zip(levels.resolutions, levels.sizes, strict=True):
+    for cells, size, first in zip(
+        levels.resolutions, levels.sizes, levels.first_ranks, strict=True
+    ):
+        if first < 0:
+            continue
         inside = reachable(kept, cells).reshape(-1)
         used = torch.bincount(numbers[start : start + len(inside)][inside], minlength=size)
         assert len(used) == size
@@ -80,6 +84,19 @@ def test_a_smaller_mask_buys_finer_levels():
     whole, part = fitted_levels(box, 4096), fitted_levels(corner, 4096)
     assert part.resolutions[-1] > whole.resolutions[-1]
     assert part.resolutions[: len(whole.resolutions)] == whole.resolutions
+
+
+def test_large_tables_get_fine_hashed_levels_on_top():
+    kept = _mask(16, 1, 0.05)
+    levels = fitted_levels(kept, 1 << 20)
+    hashed = [i for i, first in enumerate(levels.first_ranks) if first < 0]
+    assert hashed == list(range(len(levels.sizes) - len(hashed), len(levels.sizes)))
+    assert len(hashed) >= 2
+    assert all(levels.sizes[i].bit_count() == 1 for i in hashed)
+    assert levels.entries <= 1 << 20
+    # No row is wasted: ranked levels that are full hold all of their vertices.
+    full = [int(reachable(kept, n).sum()) for n in levels.resolutions[: -len(hashed)]]
+    assert levels.sizes[: len(full)] == tuple(full) or levels.entries > (1 << 20) - 16
 
 
 @pytest.mark.parametrize("finest", [16, 30])

@@ -84,11 +84,15 @@ class Levels:
         return Levels._of(resolutions, 1 << log2_size, features)
 
     @staticmethod
-    def ranked(resolutions: tuple[int, ...], sizes: tuple[int, ...], features: int = 2) -> Levels:
-        """Levels that all look their entries up, of any size."""
+    def ranked(
+        resolutions: tuple[int, ...], sizes: tuple[int, ...], features: int = 2, *, hashed: int = 0
+    ) -> Levels:
+        """Levels that look their entries up, of any size, but for the last `hashed` ones."""
         starts = itertools.accumulate(sizes, initial=0)
-        ranks = itertools.accumulate(((n + 1) ** 3 for n in resolutions), initial=0)
-        return Levels(resolutions, tuple(starts)[:-1], sizes, features, tuple(ranks)[:-1])
+        looked_up = len(resolutions) - hashed
+        ranks = itertools.accumulate(((n + 1) ** 3 for n in resolutions[:looked_up]), initial=0)
+        first_ranks = (*tuple(ranks)[:-1], *[-1] * hashed)
+        return Levels(resolutions, tuple(starts)[:-1], sizes, features, first_ranks)
 
     @staticmethod
     def single(vertices: int, features: int = 1) -> Levels:
