@@ -28,7 +28,7 @@ class Memory:
     before: int  # of these, what was there before the call
     saved: int  # most bytes kept for the backward pass at once, parameters excluded
     traffic: int  # read from before and left behind: the least that must move
-    resident: int | None  # growth of the process's peak resident memory, libraries' buffers too
+    resident: int  # growth of the process's peak resident memory, libraries' buffers too
     allocated: int | None = None  # CUDA: max_memory_allocated, which is then also `peak`
     reserved: int | None = None  # CUDA: max_memory_reserved
 
