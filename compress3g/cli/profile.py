@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +83,9 @@ def load(target: str) -> tuple[nn.Module | None, Callable[[], Any], str]:
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module):
         model, run = found
         if not callable(run):
-            raise ConfigError(f"{target} returned a model and a {type(run).__name__}, not (model, run)")
+            raise ConfigError(
+                f"{target} returned a model and a {type(run).__name__}, not (model, run)"
+            )
         return model, _guarded(run, target), name
     if callable(found) and not isinstance(found, nn.Module):
         return None, _guarded(found, target), name

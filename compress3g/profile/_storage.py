@@ -30,8 +30,3 @@ def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
 def distinct(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
     """Every storage behind the tensors once, by identity."""
     return {storage._cdata: storage for tensor in tensors for storage in storages(tensor)}
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each once."""
-    return sum(storage.nbytes() for storage in distinct(tensors).values())

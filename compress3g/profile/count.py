@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels import cost
-from ._storage import bytes_of
 from .formulas import missing_formulas
 
 
@@ -108,20 +107,24 @@ def _whole(counter: FlopCounterMode) -> dict[Any, int]:
 
 # They move, make or name numbers and calculate none.
 _MOVES = frozenset(
-    "alias arange as_strided_ bernoulli bernoulli_ cat clone _conj constant_pad_nd copy copy_ detach "
-    "detach_ embedding empty empty_like empty_permuted empty_strided equal expand_copy exponential_ "
-    "eye fill fill_ flip full full_like gather index index_copy index_copy_ index_fill_ index_put "
-    "index_put_ index_select is_same_size item lift_fresh linspace _local_scalar_dense masked_fill "
-    "masked_fill_ masked_scatter masked_select native_dropout new_empty new_empty_strided new_full "
-    "new_ones new_zeros nonzero normal_ ones ones_like pixel_shuffle pixel_unshuffle rand rand_like "
-    "randint randint_like randn randn_like random_ randperm reflection_pad1d reflection_pad2d repeat "
-    "replication_pad2d resize_ roll scalar_tensor scatter scatter_ select_backward set_ "
-    "set_data slice_backward slice_scatter split_with_sizes_copy stack tril triu _to_copy "
-    "_unsafe_view uniform_ unfold_backward upsample_nearest1d upsample_nearest2d "
-    "upsample_nearest3d view_copy where zero_ zeros zeros_like".split()
+    """
+    _conj _local_scalar_dense _to_copy _unsafe_view alias arange as_strided_ bernoulli
+    bernoulli_ cat clone constant_pad_nd copy copy_ detach detach_ embedding empty empty_like
+    empty_permuted empty_strided equal expand_copy exponential_ eye fill fill_ flip full
+    full_like gather index index_copy index_copy_ index_fill_ index_put index_put_ index_select
+    is_same_size item lift_fresh linspace masked_fill masked_fill_ masked_scatter masked_select
+    native_dropout new_empty new_empty_strided new_full new_ones new_zeros nonzero normal_ ones
+    ones_like pixel_shuffle pixel_unshuffle rand rand_like randint randint_like randn randn_like
+    random_ randperm reflection_pad1d reflection_pad2d repeat replication_pad2d resize_ roll
+    scalar_tensor scatter scatter_ select_backward set_ set_data slice_backward slice_scatter
+    split_with_sizes_copy stack tril triu unfold_backward uniform_ upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d view_copy where zero_ zeros zeros_like
+    """.split()  # noqa: SIM905 - as a list it would fill a page
 )
 _SIMPLE = {
-    tag for name in ("pointwise", "reduction") if (tag := getattr(torch.Tag, name, None)) is not None
+    tag
+    for name in ("pointwise", "reduction")
+    if (tag := getattr(torch.Tag, name, None)) is not None
 }
 
 
@@ -129,7 +132,7 @@ class _Watch(TorchDispatchMode):
     """Sees every operator that runs: which have no formula, and on which device."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ours: Counter[str] = Counter()
         self.devices: Counter[str] = Counter()
         self._counter = counter

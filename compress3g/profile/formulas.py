@@ -83,7 +83,7 @@ def _fast_encoder_layer(
     **named: Any,
 ) -> int:
     """`nn.TransformerEncoderLayer` in inference: attention and two linear layers."""
-    up = rest[4]  # after two layer norms of two tensors each
+    up: Shape = rest[4]  # after two layer norms of two tensors each
     feed_forward = 2 * prod(source[:-1]) * 2 * prod(up)
     return _fast_attention(source, source, source, width, heads) + feed_forward
 

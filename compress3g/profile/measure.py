@@ -63,7 +63,7 @@ def profile(
     spent = measure_energy(fn, device=device, seconds=seconds, counter=counter) if wanted else None
     recorded = record_trace(fn, trace, device=device) if trace is not None else None
     return Profile(
-        name=name or getattr(fn, "__qualname__", type(fn).__name__),
+        name=name or str(getattr(fn, "__qualname__", type(fn).__name__)),
         device=device,
         params=size.params if size else 0,
         bytes=size.bytes if size else 0,

@@ -86,7 +86,7 @@ class _Tracker(TorchDispatchMode):
     """Follows the bytes of every storage from the operator that makes it to its release."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self.before = 0  # bytes that existed when the call began
         self.made = 0  # bytes made by the call and still alive
@@ -151,7 +151,9 @@ class _Tracker(TorchDispatchMode):
             self.made -= entry.size
 
     def _reads(self, func: Any, given: list[Tensor], made: list[Tensor]) -> None:
-        look_up = func._overloadpacket.__name__ in _LOOK_UPS if hasattr(func, "_overloadpacket") else 0
+        look_up = (
+            func._overloadpacket.__name__ in _LOOK_UPS if hasattr(func, "_overloadpacket") else 0
+        )
         for position, tensor in enumerate(given):
             size = tensor.numel() * tensor.element_size()
             if look_up and position == 0:

@@ -10,48 +10,63 @@ from . import quantities as q
 from .report import Profile, Report, rows, verdict
 
 _STYLE = """
-:root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1d2126; --soft: #636b75;
-  --rule: #e3e5e8; --one: #2364aa; --two: #c2570c; --note: #fff5e0; --noted: #7a4b00; }
+:root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1d2126;
+  --soft: #636b75; --rule: #e3e5e8; --one: #2364aa; --two: #c2570c; --note: #fff5e0;
+  --noted: #7a4b00; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171a; --card: #1b1f24; --ink: #e6e9ec;
-  --soft: #98a1ab; --rule: #2e343b; --one: #6cb0f5; --two: #f2a35e; --note: #33280f; --noted: #f0c674; } }
+  --soft: #98a1ab; --rule: #2e343b; --one: #6cb0f5; --two: #f2a35e; --note: #33280f;
+  --noted: #f0c674; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui,
+  -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
 main { max-width: 980px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -0.01em;
+  overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 0 0 12px; }
-p { margin: 0 0 8px; } .soft { color: var(--soft); }
-section { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
-  padding: 20px 24px; margin-top: 20px; }
+p { margin: 0 0 8px; }
+.soft { color: var(--soft); }
+section, .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
+section { padding: 20px 24px; margin-top: 20px; }
 .note { background: var(--note); color: var(--noted); border-radius: 8px; padding: 10px 16px;
   margin: 16px 0 0; }
 .verdict { font-size: 18px; font-weight: 600; line-height: 1.4; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px;
   margin-top: 20px; }
-.tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px; }
-.tile b { display: block; font-size: 21px; font-weight: 600; white-space: nowrap;
+.tile { padding: 14px 16px; }
+.tile b { display: block; font-size: 19px; font-weight: 600; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 0 5px 16px; border-bottom: 1px solid var(--rule);
   white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
-th { font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td:first-child { color: var(--soft); } td.wide { white-space: normal; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; } .name { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; }
+th { font-weight: 600; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td:first-child { color: var(--soft); }
+td.wide { white-space: normal; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+.name { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
-svg { display: block; width: 100%; height: auto; } svg text { font-size: 12.5px; fill: var(--soft);
-  font-variant-numeric: tabular-nums; }
-svg .strong { font-weight: 600; } svg .label { font-size: 13px; }
-.t0, .strong.t0 { fill: var(--one); } .t1, .strong.t1 { fill: var(--two); }
-.axis { stroke: var(--soft); } .grid { stroke: var(--rule); }
-.s0 { fill: var(--one); background: var(--one); } .s1 { fill: var(--two); background: var(--two); }
-.bar { opacity: 0.38; } .curve { fill: none; stroke-width: 2; }
-.c0 { stroke: var(--one); } .c1 { stroke: var(--two); }
-.mark { stroke-width: 1.5; stroke-dasharray: 4 3; } .dot { fill: var(--soft); opacity: 0.35; }
-.one { stroke: var(--ink); stroke-dasharray: 2 3; } .roof { fill: none; stroke: var(--ink); stroke-width: 2; }
-.interval { stroke: var(--one); stroke-width: 5; stroke-linecap: round; } .centre { fill: var(--one);
-  stroke: var(--card); stroke-width: 2; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-size: 12.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
+svg .strong { font-weight: 600; }
+svg .label { font-size: 13px; }
+svg .t0 { fill: var(--one); }
+svg .t1 { fill: var(--two); }
+.axis { stroke: var(--soft); }
+.grid { stroke: var(--rule); }
+.s0 { fill: var(--one); background: var(--one); }
+.s1 { fill: var(--two); background: var(--two); }
+.bar { opacity: 0.38; }
+.curve { fill: none; stroke-width: 2; }
+.c0 { stroke: var(--one); }
+.c1 { stroke: var(--two); }
+.mark { stroke-width: 1.5; stroke-dasharray: 4 3; }
+.dot { fill: var(--soft); opacity: 0.35; }
+.one { stroke: var(--ink); stroke-dasharray: 2 3; }
+.roof { fill: none; stroke: var(--ink); stroke-width: 2; }
+.interval { stroke: var(--one); stroke-width: 5; stroke-linecap: round; }
+.centre { fill: var(--one); stroke: var(--card); stroke-width: 2; }
 """
 
 
@@ -90,7 +105,9 @@ def _titled(profiles: Sequence[Profile]) -> str:
 def _where(p: Profile) -> str:
     env = p.env
     machine = env.get("gpu") or env["cpu"]
-    return f"{machine}, {env['threads']} threads, torch {env['torch']}, {env['time']}"
+    return (
+        f"{machine}, {q.plural(int(env['threads']), 'thread')}, torch {env['torch']}, {env['time']}"
+    )
 
 
 def _left_out(report: Report) -> str:
@@ -101,7 +118,8 @@ def _left_out(report: Report) -> str:
     if not missing:
         return ""
     names = ", ".join(
-        f"{escape(name.removeprefix('aten.'))} ×{calls:,}" for name, calls in list(missing.items())[:12]
+        f"{escape(name.removeprefix('aten.'))} ×{calls:,}"
+        for name, calls in list(missing.items())[:12]
     )
     more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
     return (
@@ -114,7 +132,10 @@ def _left_out(report: Report) -> str:
 def _tiles(p: Profile) -> str:
     shown = [
         ("median latency", q.milliseconds(p.latency.p50) if p.latency else None),
-        ("floating-point operations", q.operations(p.flops) if p.flops is not None else None),
+        (
+            f"FLOPs ({q.operations(p.macs or 0, 'MAC')})",
+            q.operations(p.flops) if p.flops is not None else None,
+        ),
         ("peak memory", q.byte_size(p.peak_bytes) if p.peak_bytes is not None else None),
         ("saved for backward", q.byte_size(p.saved_bytes) if p.saved_bytes is not None else None),
         ("parameters", f"{p.params:,}" if p.size else None),
@@ -141,8 +162,8 @@ def _comparison(report: Report) -> str:
         "Each dot is the ratio of two neighbouring samples, the bar the 95 % interval of their "
         "median. An interval that contains 1 has no winner."
     )
-    said = f'<p class="verdict">{escape(verdict(report))}</p>\n'
-    return _section("Which is faster", said + picture, words)
+    said = f'<p class="verdict">{escape(verdict(report))}</p>\n<p class="soft">{words}</p>\n'
+    return _section("Which is faster", said + picture)
 
 
 def _latency(profiles: Sequence[Profile]) -> str:
@@ -202,9 +223,7 @@ def _figures(report: Report) -> str:
         f"<tr><td>{escape(label)}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>\n"
         for label, cells in rows(report)
     )
-    reasons = {
-        p.energy.source for p in report.profiles if p.energy and p.energy.joules is None
-    }
+    reasons = {p.energy.source for p in report.profiles if p.energy and p.energy.joules is None}
     words = f"Energy is not known: {escape('; '.join(sorted(reasons)))}." if reasons else ""
     table = f'<div class="scroll"><table>\n<tr><th></th>{head}</tr>\n{body}</table></div>'
     return _section("All figures", table, words)

@@ -18,7 +18,8 @@ _LEFT, _RIGHT = 64, 24
 
 def text(x: float, y: float, words: str, *, anchor: str = "middle", kind: str = "") -> str:
     """Words at a place, escaped."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(words)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} class="{kind}">{escape(words)}</text>'
 
 
 def line(x0: float, y0: float, x1: float, y1: float, kind: str) -> str:
@@ -66,7 +67,7 @@ def latency_plot(series: Sequence[tuple[str, Latency]]) -> str:
 
     The axis ends where 1 % of the samples is slower; a note counts those.
     """
-    top, bottom, height = 18, 252, 300
+    top, bottom = 18, 252
     stop = max(latency.quantile(0.99) for _, latency in series)
     start = min(latency.min for _, latency in series)
     pad = max(stop - start, 1e-3 * stop) * 0.03
@@ -74,7 +75,7 @@ def latency_plot(series: Sequence[tuple[str, Latency]]) -> str:
     unit, factor = ("µs", 1e3) if high < 1 else ("ms", 1.0) if high < 5e3 else ("s", 1e-3)
 
     def at(ms: float) -> float:
-        return _LEFT + (ms - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT - 24)
+        return _LEFT + (ms - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
     parts = [line(_LEFT, bottom, at(high), bottom, "axis")]
     for value in ticks(low * factor, high * factor, 8):
@@ -83,7 +84,10 @@ def latency_plot(series: Sequence[tuple[str, Latency]]) -> str:
     parts.append(text((_LEFT + at(high)) / 2, bottom + 40, f"{unit} per call", kind="label"))
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = bottom - share * (bottom - top)
-        parts += [line(_LEFT, y, at(high), y, "grid"), text(_LEFT - 8, y + 4, f"{share:.0%}", anchor="end")]
+        parts += [
+            line(_LEFT, y, at(high), y, "grid"),
+            text(_LEFT - 8, y + 4, f"{share:.0%}", anchor="end"),
+        ]
     bins = np.linspace(low, high, 61)
     heights = [np.histogram(latency.samples, bins)[0] / latency.n for _, latency in series]
     tallest = max(float(h.max()) for h in heights) or 1.0
@@ -93,39 +97,59 @@ def latency_plot(series: Sequence[tuple[str, Latency]]) -> str:
                 tall = share / tallest * (bottom - top) * 0.9
                 tip = f"{bins[i]:.4g} to {bins[i + 1]:.4g} ms: {share:.1%} of {latency.n:,} samples"
                 x = at(bins[i])
-                parts.append(_rectangle(x, bottom - tall, at(bins[i + 1]) - x - 1, tall, f"bar s{index}", tip))
+                parts.append(
+                    _rectangle(
+                        x, bottom - tall, at(bins[i + 1]) - x - 1, tall, f"bar s{index}", tip
+                    )
+                )
     for index, (_, latency) in enumerate(series):
         shares = np.linspace(0, 1, 201)
-        points = [(at(min(latency.quantile(float(s)), high)), bottom - s * (bottom - top)) for s in shares]
+        points = [
+            (at(min(latency.quantile(float(s)), high)), bottom - s * (bottom - top)) for s in shares
+        ]
         parts.append(_path(points, f"curve c{index}"))
         x = at(latency.p50)
         parts.append(line(x, top - 4, x, bottom, f"mark c{index}"))
-        parts.append(text(x + 5, top + 6 + 14 * index, f"p50 {q.milliseconds(latency.p50)}", anchor="start", kind=f"strong t{index}"))
+        parts.append(
+            text(
+                x + 5,
+                top + 6 + 14 * index,
+                f"p50 {q.milliseconds(latency.p50)}",
+                anchor="start",
+                kind=f"strong t{index}",
+            )
+        )
     beyond = sum(sum(s > high for s in latency.samples) for _, latency in series)
     if beyond:
-        parts.append(text(at(high), bottom + 40, f"{beyond:,} slower samples lie beyond", anchor="end"))
-    return _svg(height, parts, "histogram and distribution of latency")  # fmt: skip
+        parts.append(
+            text(
+                at(high), bottom + 40, f"beyond: {q.plural(beyond, 'slower sample')}", anchor="end"
+            )
+        )
+    return _svg(bottom + 48, parts, "histogram and distribution of latency")
 
 
 def bar_plot(series: Sequence[dict[str, int]], show: Callable[[float], str], most: int = 12) -> str:
     """One row per name, one bar per series, with the value and its share of the series."""
     names = sorted({n for s in series for n in s}, key=lambda n: -max(s.get(n, 0) for s in series))
     row = 12 + 16 * len(series)
-    left = 300
+    left, width = 372, _WIDTH - 372 - 190
     biggest = max((v for s in series for v in s.values()), default=1)
     parts = []
     for i, name in enumerate(names[:most]):
         y = 6 + i * row
         short = name.removeprefix("aten.").removeprefix("_")
-        short = short if len(short) <= 42 else f"{short[:41]}…"
+        short = short if len(short) <= 52 else f"{short[:51]}…"
         parts.append(text(left - 12, y + 8 * len(series) + 4, short, anchor="end"))
         for j, values in enumerate(series):
             value = values.get(name, 0)
-            width = value / biggest * (_WIDTH - left - 190)
-            parts.append(_rectangle(left, y + 16 * j + 1, width, 13, f"solid s{j}", name))
+            parts.append(
+                _rectangle(left, y + 16 * j + 1, value / biggest * width, 13, f"s{j}", name)
+            )
             share = value / max(1, sum(values.values()))
-            words = f"{show(value)}  {q.percent(share)}"
-            parts.append(text(left + width + 8, y + 16 * j + 12, words, anchor="start"))
+            line_y = y + 16 * j + 12
+            parts.append(text(_WIDTH - _RIGHT - 62, line_y, show(value), anchor="end"))
+            parts.append(text(_WIDTH - _RIGHT, line_y, q.percent(share), anchor="end"))
     shown = min(len(names), most)
     if len(names) > most:
         words = f"and {len(names) - most} smaller ones"
@@ -149,7 +173,10 @@ def ratio_plot(ratio: Ratio, a: str, b: str) -> str:
 
     parts = [line(_LEFT, 128, at(high), 128, "axis")]
     for value in ticks(low, high, 8):
-        parts += [line(at(value), 128, at(value), 132, "axis"), text(at(value), 147, f"{value:.6g}")]
+        parts += [
+            line(at(value), 128, at(value), 132, "axis"),
+            text(at(value), 147, f"{value:.6g}"),
+        ]
     parts.append(text((_LEFT + at(high)) / 2, 168, f"time of {b} / time of {a}", kind="label"))
     shown = values[:: max(1, len(values) // 1500)]
     for i, value in enumerate(shown):
@@ -168,20 +195,16 @@ def ratio_plot(ratio: Ratio, a: str, b: str) -> str:
 
 def roofline_plot(series: Sequence[tuple[str, Roofline]]) -> str:
     """Achieved FLOP/s over arithmetic intensity, both logarithmic, under the measured roof."""
-    top, bottom, height = 20, 262, 312
-    peaks = series[0][1].peaks
-    ridge = series[0][1].ridge
-    spots = [
-        (name, max(r.intensity, 1e-6), max(r.flops / r.achieved_ms * 1e3, 1.0)) for name, r in series
-    ]
+    top, bottom, left = 20, 262, 92
+    peaks, ridge = series[0][1].peaks, series[0][1].ridge
+    spots = [(n, r.intensity, r.flops / r.achieved_ms * 1e3) for n, r in series if r.intensity]
     x0 = floor(log10(min(ridge, *(s[1] for s in spots))) - 0.6)
     x1 = ceil(log10(max(ridge, *(s[1] for s in spots))) + 0.6)
     y1 = log10(peaks.flops_per_second) + 0.35
-    reach = min(log10(min(s[2] for s in spots)), x0 + log10(peaks.bytes_per_second))
-    y0 = floor(min(reach, y1 - 2))
+    y0 = min(floor(log10(min(s[2] for s in spots))), floor(y1) - 2)
 
     def at(intensity: float) -> float:
-        return _LEFT + 20 + (log10(intensity) - x0) / (x1 - x0) * (_WIDTH - _LEFT - _RIGHT - 20)
+        return left + (log10(intensity) - x0) / (x1 - x0) * (_WIDTH - _RIGHT - left)
 
     def up(speed: float) -> float:
         return bottom - (log10(speed) - y0) / (y1 - y0) * (bottom - top)
@@ -191,22 +214,39 @@ def roofline_plot(series: Sequence[tuple[str, Roofline]]) -> str:
         x = at(10.0**power)
         parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 18, f"{10.0**power:g}")]
     for power in range(y0, floor(y1) + 1):
-        y = up(10.0**power)
-        words = q.operations(10.0**power).replace(".000", "") + "/s"
-        parts += [line(at(10.0**x0), y, at(10.0**x1), y, "grid"), text(at(10.0**x0) - 8, y + 4, words.replace(" FLOP", " FLOP"), anchor="end")]
-    left = max(10.0**x0, 10.0**y0 / peaks.bytes_per_second)
-    roof = [(left, left * peaks.bytes_per_second), (ridge, peaks.flops_per_second), (10.0**x1, peaks.flops_per_second)]
-    parts.append(_path([(at(x), up(y)) for x, y in roof], "roof"))
-    parts.append(text(at(10.0**x1) - 4, up(peaks.flops_per_second) - 7, f"{q.operations(peaks.flops_per_second)}/s, measured", anchor="end"))
-    half = (left * ridge) ** 0.5
-    parts.append(text(at(half) - 8, up(half * peaks.bytes_per_second) - 6, f"{q.byte_size(peaks.bytes_per_second)}/s, measured", anchor="end"))
+        y, words = up(10.0**power), f"{q.operations(10.0**power, whole=True)}/s"
+        parts += [
+            line(left, y, at(10.0**x1), y, "grid"),
+            text(left - 8, y + 4, words, anchor="end"),
+        ]
+    start = max(10.0**x0, 10.0**y0 / peaks.bytes_per_second)
+    corners = [(start, start * peaks.bytes_per_second)]
+    corners += [(x, peaks.flops_per_second) for x in (ridge, 10.0**x1)]
+    parts.append(_path([(at(x), up(y)) for x, y in corners], "roof"))
+    words = f"{q.operations(peaks.flops_per_second)}/s, measured"
+    parts.append(text(at(10.0**x1), up(peaks.flops_per_second) - 8, words, anchor="end"))
+    half = (start * ridge) ** 0.5
+    words = f"{q.byte_size(peaks.bytes_per_second)}/s, measured"
+    parts.append(text(at(half) - 10, up(half * peaks.bytes_per_second) - 6, words, anchor="end"))
+    label_y = [up(speed) + 5 for _, _, speed in spots]
+    if len(spots) == 2 and abs(label_y[0] - label_y[1]) < 16:
+        lower = int(label_y[1] >= label_y[0])
+        label_y[lower], label_y[1 - lower] = max(label_y) + 9, min(label_y) - 9
     for index, (name, intensity, speed) in enumerate(spots):
         x, y = at(intensity), up(speed)
         limit = min(peaks.flops_per_second, intensity * peaks.bytes_per_second)
+        far = x > (left + _WIDTH) / 2
         parts += [
             line(x, y, x, up(limit), f"mark c{index}"),
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="solid s{index}"/>',
-            text(x + 11, y + 5, f"{name}: {q.operations(speed)}/s", anchor="start", kind=f"strong t{index}"),
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="s{index}"/>',
+            text(
+                x - 13 if far else x + 13,
+                label_y[index],
+                f"{name}: {q.operations(speed)}/s",
+                anchor="end" if far else "start",
+                kind=f"strong t{index}",
+            ),
         ]
-    parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 42, "FLOP per byte that must move", kind="label"))
-    return _svg(height, parts, "roofline")  # fmt: skip
+    middle = (left + _WIDTH - _RIGHT) / 2
+    parts.append(text(middle, bottom + 42, "FLOP per byte that must move", kind="label"))
+    return _svg(bottom + 50, parts, "roofline")

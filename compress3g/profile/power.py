@@ -41,9 +41,7 @@ class Rapl:
         self._files = [f for f in self._files if f.parent.name.count(":") == 1]
         if not self._files:
             raise FileNotFoundError(f"no RAPL counter in {folder}")
-        self._spans = [
-            int((f.parent / "max_energy_range_uj").read_text()) for f in self._files
-        ]
+        self._spans = [int((f.parent / "max_energy_range_uj").read_text()) for f in self._files]
         self._last = self._now()
         self._total = 0
 

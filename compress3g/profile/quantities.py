@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def _scaled(value: float, steps: Sequence[tuple[float, str]]) -> str:
+def _scaled(value: float, steps: Sequence[tuple[float, str]], count: int = 4) -> str:
     """`value` in the largest unit of which it holds one, steps from large to small."""
     size, unit = next((step for step in steps if abs(value) >= step[0]), steps[-1])
-    return f"{digits(value / size)} {unit}"
+    return f"{digits(value / size, count)} {unit}"
 
 
 def digits(value: float, count: int = 4) -> str:
@@ -46,15 +46,16 @@ def byte_size(count: float) -> str:
     return _scaled(count, ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")))
 
 
-def operations(count: float, unit: str = "FLOP") -> str:
-    """Arithmetic operations in powers of 1000.
+def operations(count: float, unit: str = "FLOP", *, whole: bool = False) -> str:
+    """Arithmetic operations in powers of 1000; `whole` leaves out the decimals.
 
     >>> operations(2_500_000), operations(12, "MAC")
     ('2.500 MFLOP', '12 MAC')
     """
     if abs(count) < 1e3:
         return f"{count:.0f} {unit}"
-    return _scaled(count, ((1e12, f"T{unit}"), (1e9, f"G{unit}"), (1e6, f"M{unit}"), (1e3, f"k{unit}")))
+    steps = ((1e12, f"T{unit}"), (1e9, f"G{unit}"), (1e6, f"M{unit}"), (1e3, f"k{unit}"))
+    return _scaled(count, steps, 1 if whole else 4)
 
 
 def joules(energy: float) -> str:
@@ -73,3 +74,12 @@ def percent(share: float) -> str:
     '12.3 %'
     """
     return f"{100 * share:.1f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "thread"), plural(2000, "thread")
+    ('1 thread', '2,000 threads')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -127,7 +127,8 @@ def verdict(report: Report) -> str:
         return f"No winner: {b} takes {ratio.median:.3f} times as long as {a} ({interval})."
     fast, slow = (a, b) if ratio.winner == "a" else (b, a)
     times = ratio.median if ratio.winner == "a" else 1 / ratio.median
-    return f"{fast} is {times:.3f} times as fast as {slow} (time ratio {ratio.median:.3f}, {interval})."
+    said = f"time ratio {ratio.median:.3f}, {interval}"
+    return f"{fast} is {times:.3f} times as fast as {slow} ({said})."
 
 
 def _roof(p: Profile) -> str | None:
@@ -141,30 +142,50 @@ def _energy(p: Profile) -> str | None:
     return q.joules(p.energy.joules) if p.energy.joules is not None else "not measured"
 
 
-_Show = Callable[[Profile], str | None]
-_ROWS: tuple[tuple[str, _Show], ...] = (
-    ("latency, median", lambda p: p.latency and q.milliseconds(p.latency.p50)),
-    ("latency, 10 %", lambda p: p.latency and q.milliseconds(p.latency.p10)),
-    ("latency, 90 %", lambda p: p.latency and q.milliseconds(p.latency.p90)),
-    ("latency, fastest", lambda p: p.latency and q.milliseconds(p.latency.min)),
-    ("samples", lambda p: p.latency and f"{p.latency.n:,} of {p.latency.calls:,}"),
+def _reserved(p: Profile) -> str | None:
+    if p.memory is None or p.memory.reserved is None:
+        return None
+    return q.byte_size(p.memory.reserved)
+
+
+def _samples(p: Profile) -> str | None:
+    return f"{p.latency.n:,} x {q.plural(p.latency.calls, 'call')}" if p.latency else None
+
+
+def _bandwidth(p: Profile) -> str | None:
+    return q.milliseconds(p.roofline.bandwidth_floor_ms) if p.roofline else None
+
+
+def _outside(p: Profile) -> str | None:
+    return q.percent(p.trace.outside_ms / p.trace.total_ms) if p.trace else None
+
+
+_ROWS: tuple[tuple[str, Callable[[Profile], str | None]], ...] = (
+    ("latency, median", lambda p: q.milliseconds(p.latency.p50) if p.latency else None),
+    ("latency, 10 %", lambda p: q.milliseconds(p.latency.p10) if p.latency else None),
+    ("latency, 90 %", lambda p: q.milliseconds(p.latency.p90) if p.latency else None),
+    ("latency, fastest", lambda p: q.milliseconds(p.latency.min) if p.latency else None),
+    ("samples", _samples),
     ("FLOPs", lambda p: None if p.flops is None else q.operations(p.flops)),
     ("MACs (FLOPs / 2)", lambda p: None if p.macs is None else q.operations(p.macs, "MAC")),
-    ("parameters", lambda p: p.size and f"{p.size.params:,}"),
-    ("parameter bytes", lambda p: p.size and q.byte_size(p.size.bytes)),
-    ("buffer bytes", lambda p: p.size and q.byte_size(p.size.buffer_bytes)),
-    ("bytes on disk", lambda p: p.size and q.byte_size(p.size.state_bytes)),
-    ("peak memory", lambda p: None if p.peak_bytes is None else q.byte_size(p.peak_bytes)),
-    ("reserved memory", lambda p: p.memory and p.memory.reserved and q.byte_size(p.memory.reserved)),
-    ("saved for backward", lambda p: None if p.saved_bytes is None else q.byte_size(p.saved_bytes)),
-    ("resident growth", lambda p: p.memory and q.byte_size(p.memory.resident)),
+    ("parameters", lambda p: f"{p.size.params:,}" if p.size else None),
+    ("parameter bytes", lambda p: q.byte_size(p.size.bytes) if p.size else None),
+    ("buffer bytes", lambda p: q.byte_size(p.size.buffer_bytes) if p.size else None),
+    ("bytes on disk", lambda p: q.byte_size(p.size.state_bytes) if p.size else None),
+    ("peak memory", lambda p: q.byte_size(p.memory.peak) if p.memory else None),
+    ("reserved memory", _reserved),
+    ("saved for backward", lambda p: q.byte_size(p.memory.saved) if p.memory else None),
+    ("resident growth", lambda p: q.byte_size(p.memory.resident) if p.memory else None),
     ("energy per call", _energy),
-    ("FLOP per byte", lambda p: p.roofline and q.digits(p.roofline.intensity, 3)),
-    ("compute floor", lambda p: p.roofline and q.milliseconds(p.roofline.compute_floor_ms)),
-    ("bandwidth floor", lambda p: p.roofline and q.milliseconds(p.roofline.bandwidth_floor_ms)),
+    ("FLOP per byte", lambda p: q.digits(p.roofline.intensity, 3) if p.roofline else None),
+    (
+        "compute floor",
+        lambda p: q.milliseconds(p.roofline.compute_floor_ms) if p.roofline else None,
+    ),
+    ("bandwidth floor", _bandwidth),
     ("achieved / floor", _roof),
-    ("outside any kernel", lambda p: p.trace and q.percent(p.trace.outside_ms / p.trace.total_ms)),
-)  # fmt: skip
+    ("outside any kernel", _outside),
+)
 
 
 def rows(report: Report) -> list[tuple[str, list[str]]]:

@@ -88,7 +88,12 @@ def measure_peaks(device: str = "cpu", *, side: int = _SIDE, copied: int = _COPI
 
 
 def _fastest(fn: Callable[[], object], device: str) -> float:
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    cuda = device.startswith("cuda")
+
+    def synchronize() -> None:
+        if cuda:
+            torch.cuda.synchronize(device)
+
     best, until, tries = float("inf"), time.perf_counter() + _SECONDS, 0
     while tries < 3 or time.perf_counter() < until:
         synchronize()

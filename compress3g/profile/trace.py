@@ -71,7 +71,7 @@ def record_trace(
 
 
 def _is_kernel(event: Any, cuda: bool) -> bool:
-    on_device = event.device_type == torch.autograd.DeviceType.CUDA
+    on_device = event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     if cuda or on_device:
         return cuda and on_device
     return "::" in event.name and not event.name.startswith(("autograd::", "torch::autograd"))
