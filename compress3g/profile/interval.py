@@ -52,7 +52,7 @@ def median_interval(
 
 
 def _student(freedom: int) -> float:
-    """97.5 % of Student's t, by the expansion of Cornish and Fisher (0.3 % off at 3 degrees)."""
+    """97.5 % of Student's t, by the expansion of Cornish and Fisher (0.4 % off at 4 degrees)."""
     z, n = _Z, freedom
     return (
         z

@@ -26,7 +26,9 @@ class Memory:
 
     peak: int  # most bytes alive at once: what the call makes, what it is given, the whole model
     before: int  # of these, what was there before the call
-    saved: int  # most bytes kept for the backward pass at once, parameters excluded
+    saved: (
+        int  # most bytes kept for the backward pass at once, without parameters and recomputation
+    )
     traffic: int  # read from before and left behind: the least that must move
     resident: int  # growth of the process's peak resident memory, libraries' buffers too
     allocated: int | None = None  # CUDA: max_memory_allocated, which is then also `peak`
