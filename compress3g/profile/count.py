@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels import cost
+from ._storage import tensors_in
 from .formulas import missing_formulas
 
 
@@ -144,9 +144,8 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self.devices[str(tensor.device)] += 1
+        for tensor in tensors_in(out):
+            self.devices[str(tensor.device)] += 1
         if not self._inside and isinstance(func, torch._ops.OpOverload):
             self._note(func)
         return out

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from ._storage import distinct, storages
+from ._storage import distinct, storages, tensors_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +105,12 @@ class _Tracker(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
         for tensor in given:
             for storage in storages(tensor):
                 self._see(storage, ours=False)
         out = func(*args, **kwargs)
-        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        made = list(tensors_in(out))
         for tensor in made:
             for storage in storages(tensor):
                 self._see(storage, ours=True)
@@ -153,19 +152,18 @@ class _Tracker(TorchDispatchMode):
             self.made -= entry.size
 
     def _reads(self, func: Any, given: list[Tensor], made: list[Tensor]) -> None:
-        look_up = (
-            func._overloadpacket.__name__ in _LOOK_UPS if hasattr(func, "_overloadpacket") else 0
-        )
+        name = func._overloadpacket.__name__ if hasattr(func, "_overloadpacket") else ""
         for position, tensor in enumerate(given):
-            size = tensor.numel() * tensor.element_size()
-            if look_up and position == 0:
-                size = min(size, sum(t.numel() * t.element_size() for t in made))
             for storage in storages(tensor):
                 entry = self._entries[storage._cdata]
-                if not entry.ours:
-                    more = min(entry.size, entry.read + size) - entry.read
-                    entry.read += more
-                    self.read += more
+                if entry.ours or entry.read >= entry.size:
+                    continue
+                size = tensor.nbytes
+                if position == 0 and name in _LOOK_UPS:
+                    size = min(size, sum(t.nbytes for t in made))
+                more = min(entry.size - entry.read, size)
+                entry.read += more
+                self.read += more
 
 
 class _Kept:
