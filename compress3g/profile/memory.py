@@ -6,7 +6,7 @@ import resource
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ class Memory:
 
     peak: int  # most bytes alive at once: what the call makes, what it is given, the whole model
     before: int  # of these, what was there before the call
-    saved: (
-        int  # most bytes kept for the backward pass at once, without parameters and recomputation
-    )
+    # Most bytes kept for the backward pass at once, without parameters and what checkpointing
+    # computes again; None under torch.func, which forbids the hooks that see them.
+    saved: int | None
     traffic: int  # read from before and left behind: the least that must move
     resident: int  # growth of the process's peak resident memory, libraries' buffers too
     allocated: int | None = None  # CUDA: max_memory_allocated, which is then also `peak`
@@ -43,15 +43,25 @@ def measure_memory(fn: Callable[[], Any], *, model: nn.Module | None = None) -> 
     >>> measure_memory(lambda: torch.zeros(256).add(1)).peak
     2048
     """
+    try:
+        return _measure(fn, model, _Saved(model))
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        return _measure(fn, model, None)
+
+
+def _measure(fn: Callable[[], Any], model: nn.Module | None, saved: _Saved | None) -> Memory:
     device = _cuda_device()
-    tracker, saved = _Tracker(), _Saved(model)
+    tracker = _Tracker()
     if model is not None:
         tracker.own([*model.parameters(), *model.buffers()])
     if device is not None:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+    hooks = nullcontext() if saved is None else saved_tensors_hooks(saved.pack, saved.unpack)
     start = _reset_resident()
-    with tracker, saved_tensors_hooks(saved.pack, saved.unpack):
+    with tracker, hooks:
         kept = fn()  # alive until everything is read: a result is part of what is left behind
     grown = _resident_peak() - start
     traffic = tracker.read + tracker.made
@@ -60,7 +70,7 @@ def measure_memory(fn: Callable[[], Any], *, model: nn.Module | None = None) -> 
     return Memory(
         peak=torch.cuda.max_memory_allocated(device) if on_cuda else tracker.peak,
         before=tracker.before,
-        saved=saved.peak,
+        saved=None if saved is None else saved.peak,
         traffic=traffic,
         resident=max(0, grown),
         allocated=torch.cuda.max_memory_allocated(device) if on_cuda else None,

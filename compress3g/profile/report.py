@@ -174,7 +174,7 @@ _ROWS: tuple[tuple[str, Callable[[Profile], str | None]], ...] = (
     ("bytes on disk", lambda p: q.byte_size(p.size.state_bytes) if p.size else None),
     ("peak memory", lambda p: q.byte_size(p.memory.peak) if p.memory else None),
     ("reserved memory", _reserved),
-    ("saved for backward", lambda p: q.byte_size(p.memory.saved) if p.memory else None),
+    ("saved for backward", lambda p: None if p.saved_bytes is None else q.byte_size(p.saved_bytes)),
     ("resident growth", lambda p: q.byte_size(p.memory.resident) if p.memory else None),
     ("energy per call", _energy),
     ("FLOP per byte", lambda p: q.digits(p.roofline.intensity, 3) if p.roofline else None),

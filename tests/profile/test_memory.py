@@ -154,6 +154,20 @@ def test_second_derivatives_survive_the_measurement():
     torch.testing.assert_close(found[0], 6 * x.detach())
 
 
+def test_functional_gradients_are_measured_without_what_they_save():
+    x, weights = torch.randn(4, 8), torch.ones(8, 8)
+    gradient = torch.func.grad(lambda w: (x @ w).sum())
+    memory = measure_memory(lambda: gradient(weights))
+    assert memory.saved is None
+    # x, the weights and their gradient.
+    assert memory.peak >= x.nbytes + 2 * weights.nbytes
+
+
+def test_an_error_of_the_function_passes():
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure_memory(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+
+
 def test_gradients_are_the_same_under_measurement():
     model, x = nn.Sequential(nn.Linear(6, 6), nn.Softmax(-1), nn.LayerNorm(6)), torch.randn(3, 6)
     model(x).pow(2).sum().backward()
