@@ -47,7 +47,8 @@ td.wide { white-space: normal; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 .name { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
-svg { display: block; width: 100%; height: auto; }
+section { overflow-x: auto; }
+svg { display: block; width: 100%; min-width: 640px; height: auto; }
 svg text { font-size: 12.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg .strong { font-weight: 600; }
 svg .label { font-size: 13px; }
