@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cost import spend
 from ..registry import pick
 
 
@@ -45,11 +46,12 @@ class SparseAdam(torch.optim.Optimizer):
                     state["first"], state["second"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
                 beta1, beta2 = group["betas"]
-                pick("adam", p.device).step(
-                    *(p, p.grad, state["first"], state["second"]),
-                    rate=group["lr"] / (1 - beta1 ** state["step"]),
-                    betas=(beta1, beta2),
-                    root_correction=(1 - beta2 ** state["step"]) ** -0.5,
-                    epsilon=group["eps"],
-                )
+                with spend("adam", None):
+                    pick("adam", p.device).step(
+                        *(p, p.grad, state["first"], state["second"]),
+                        rate=group["lr"] / (1 - beta1 ** state["step"]),
+                        betas=(beta1, beta2),
+                        root_correction=(1 - beta2 ** state["step"]) ** -0.5,
+                        epsilon=group["eps"],
+                    )
         return loss

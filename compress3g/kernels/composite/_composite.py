@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..cost import spend
 from ..registry import pick
 
 
@@ -23,14 +24,19 @@ class _Composite(torch.autograd.Function):
         offset: Tensor,
         backend: ModuleType,
     ) -> Tensor:
-        weight, left = backend.weights(sigma, length, offset)
+        with spend("composite", None):
+            weight, left = backend.weights(sigma, length, offset)
+            out: Tensor = backend.forward(weight, left, colour, background, offset)
         ctx.save_for_backward(weight, left, colour, background, length, offset)
         ctx.backend = backend
-        return backend.forward(weight, left, colour, background, offset)  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        sigma_grad, colour_grad = ctx.backend.backward(upstream[0].contiguous(), *ctx.saved_tensors)
+        with spend("composite.backward", None):
+            sigma_grad, colour_grad = ctx.backend.backward(
+                upstream[0].contiguous(), *ctx.saved_tensors
+            )
         return sigma_grad, colour_grad, None, None, None, None
 
 
@@ -42,7 +48,7 @@ def weights(
     Samples of ray r are offset[r] .. offset[r+1]-1, front to back; d = length[r] is the distance
     between its samples. Not differentiable: for choosing samples and for masks.
     """
-    with torch.no_grad():
+    with torch.no_grad(), spend("composite.weights", None):
         return pick("composite", sigma.device).weights(  # type: ignore[no-any-return]
             sigma.detach(), length, offset
         )

@@ -10,8 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..cost import spend
 from ..registry import pick
 from ._levels import Levels
+
+
+def _flops(points: int, levels: Levels) -> int:
+    """2 x 8 per point, level and feature: a multiply-add for each corner of the cell.
+
+    The gradient scatters as many as the look-up gathers. Indices and trilinear weights are not
+    counted, as additions of a bias are not.
+    """
+    return 16 * points * levels.width
 
 
 class _Encode(torch.autograd.Function):
@@ -27,7 +37,8 @@ class _Encode(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(table, x, ranks)
         ctx.levels, ctx.backend, ctx.in_place = levels, backend, in_place
-        return backend.forward(table, x, levels, ranks)  # type: ignore[no-any-return]
+        with spend("hash_grid", lambda: _flops(len(x), levels)):
+            return backend.forward(table, x, levels, ranks)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
@@ -35,7 +46,8 @@ class _Encode(torch.autograd.Function):
         # A large table's gradient is mostly zeros: a fresh one per step costs more than the kernel.
         direct = ctx.in_place and table.grad is not None
         grad = table.grad if direct else torch.zeros_like(table)
-        ctx.backend.backward(upstream[0].contiguous(), x, ctx.levels, grad, ranks)
+        with spend("hash_grid.backward", lambda: _flops(len(x), ctx.levels)):
+            ctx.backend.backward(upstream[0].contiguous(), x, ctx.levels, grad, ranks)
         return (None if direct else grad), None, None, None, None, None
 
 
@@ -67,6 +79,7 @@ def encode(
         )
     backend = pick("hash_grid", table.device)
     if not (torch.is_grad_enabled() and table.requires_grad):
-        return backend.forward(table, x, levels, ranks)  # type: ignore[no-any-return]
+        with spend("hash_grid", lambda: _flops(len(x), levels)):
+            return backend.forward(table, x, levels, ranks)  # type: ignore[no-any-return]
     out: Tensor = _Encode.apply(table, x, levels, ranks, backend, accumulate)  # type: ignore[no-untyped-call]
     return out

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..cost import spend
 from ..registry import pick
 
 
@@ -20,10 +21,22 @@ def padded(width: int) -> int:
     return -(-width // 16) * 16
 
 
+def _flops(rows: int, weights: Sequence[Tensor]) -> int:
+    """2 n out in, summed over the layers; padding is not counted."""
+    return 2 * rows * sum(weight.numel() for weight in weights)
+
+
+def _backward_flops(rows: int, weights: Sequence[Tensor], need_input: bool) -> int:
+    """As much for the gradient of every weight, and again for that of every layer's input."""
+    through = weights if need_input else weights[1:]
+    return _flops(rows, weights) + _flops(rows, through)
+
+
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: ModuleType, *weights: Tensor) -> Tensor:
-        out, hidden = backend.forward(x, weights, keep_hidden=True)
+        with spend("mlp", lambda: _flops(len(x), weights)):
+            out, hidden = backend.forward(x, weights, keep_hidden=True)
         ctx.backend, ctx.count = backend, len(weights)
         ctx.save_for_backward(x, *weights, *hidden)
         return out  # type: ignore[no-any-return]
@@ -32,9 +45,11 @@ class _MLP(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
         weights, hidden = rest[: ctx.count], rest[ctx.count :]
-        x_grad, weight_grads = ctx.backend.backward(
-            upstream[0].contiguous(), x, weights, hidden, need_input=ctx.needs_input_grad[0]
-        )
+        need_input = ctx.needs_input_grad[0]
+        with spend("mlp.backward", lambda: _backward_flops(len(x), weights, need_input)):
+            x_grad, weight_grads = ctx.backend.backward(
+                upstream[0].contiguous(), x, weights, hidden, need_input=need_input
+            )
         return x_grad, None, *weight_grads
 
 
@@ -58,4 +73,5 @@ def mlp(
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
         out: Tensor = _MLP.apply(x, backend, *weights)  # type: ignore[no-untyped-call]
         return out
-    return backend.forward(x, weights, keep_hidden=False)[0]  # type: ignore[no-any-return]
+    with spend("mlp", lambda: _flops(len(x), weights)):
+        return backend.forward(x, weights, keep_hidden=False)[0]  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..cost import spend
 from ..registry import pick
 
 
@@ -68,6 +69,7 @@ def march(
     bad = int((~(finite.all(-1) & (direction != 0).any(-1))).sum())
     if bad:
         raise ConfigError(f"{bad} of {len(origin)} rays are NaN, Inf or without direction")
-    return pick("ray_march", origin.device).march(  # type: ignore[no-any-return]
-        origin, direction, jitter, bits, side, step, near, limit
-    )
+    with spend("ray_march", None):
+        return pick("ray_march", origin.device).march(  # type: ignore[no-any-return]
+            origin, direction, jitter, bits, side, step, near, limit
+        )
