@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import CutError
+from ..profile.formulas import missing_formulas
 from ._layout import check_cuts, layout_of
 from .units import Units
 
@@ -77,7 +78,7 @@ def _add(total: dict[str, float], shares: Sequence[tuple[Tensor, float]]) -> Non
 
 def _flops(model: nn.Module, example: Callable[[nn.Module], Any]) -> dict[str, float]:
     """FLOPs by qualified name of every module that ran."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=missing_formulas()) as counter:
         example(model)
     root = type(model).__name__
     return {
