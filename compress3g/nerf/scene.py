@@ -114,6 +114,13 @@ class Scene:
             )
         frames = [*capture.train, *capture.test]
         cameras = _cameras(capture, frames)
+        if (share := cameras.unmapped()) > 0:
+            _log.warning(
+                "%s: %.1f%% of the pixels lie beyond what the lens model maps (its polynomial "
+                "turns back): crop the images or calibrate again",
+                capture.source,
+                100 * share,
+            )
         start = _near(capture, box, near)
         _check_seen(capture, cameras.select(slice(len(capture.train))), box, start)
         pictures = images.decode([frame.file for frame in frames], capture.shrink)
