@@ -19,6 +19,7 @@ from PIL import Image
 
 from compress3g.cli.main import main
 from compress3g.engine.checkpoint import load_tensors, save_tensors
+from compress3g.nerf import run as run_module
 
 _FAST = ["--log2-hashmap", "9", "--samples", "1024", "--march", "64", "--occupancy", "16"]
 _COMMAND = [sys.executable, "-m", "compress3g.cli.main", "nerf"]
@@ -308,3 +309,32 @@ def test_a_stopped_run_says_how_to_go_on_and_can_be_looked_at(ball, tmp_path, nu
     again = shlex.split(error.split("go on with: compress3g ")[1])
     assert main([*again, "--seconds", "0.5"]) == 0
     assert "hollow" in capsys.readouterr().out
+
+
+def test_a_run_stopped_in_its_plain_twin_goes_on_from_its_own_folder(
+    ball, tmp_path, monkeypatch, capsys
+):
+    real, folder = run_module.train, tmp_path / "run"
+
+    def stop(scene, config, *rest, **options):
+        if not config.hollow:
+            raise run_module.Stopped(2, signal.SIGTERM)
+        return real(scene, config, *rest, **options)
+
+    monkeypatch.setattr(run_module, "train", stop)
+    assert _train(ball, folder, "--hollow", "--compare", "--downscale", "1") == 143
+    words = shlex.split(capsys.readouterr().err.split("go on with: compress3g ")[1])
+    expected = ["nerf", "train", str(ball), "--resume", "-o", str(folder), "--downscale", "1"]
+    assert words == [*expected, "--compare"]
+    monkeypatch.undo()
+    assert main(words) == 0
+    assert "plain" in capsys.readouterr().out
+
+
+def test_overwriting_forgets_the_plain_twin_of_the_run_before(ball, tmp_path):
+    folder = tmp_path / "run"
+    assert _train(ball, folder, "--hollow", "--compare") == 0
+    assert (folder / "plain" / "model.safetensors").exists()
+    assert _train(ball, folder, "--hollow", "--overwrite") == 0
+    assert not (folder / "plain" / "model.safetensors").exists()
+    assert (folder / "sheet.png").exists()
