@@ -24,6 +24,9 @@ _DEVICE = click.option(
 _BACKEND = click.option(
     "--backend", default="auto", show_default=True, help="auto, cpu, reference, triton, tinycudann"
 )
+_THREADS = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all)."
+)
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
@@ -45,7 +48,7 @@ def app() -> None:
 @click.option("--box", nargs=6, type=float,
               help="Corners min x y z, max x y z of the box to train in.")  # fmt: skip
 @click.option("--near", type=float, help="Distance at which rays start, in the scene's unit.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all).")
+@_THREADS
 @_DEVICE
 @_BACKEND
 @_JSON
@@ -67,8 +70,6 @@ def train(
     **options: Any,
 ) -> int:
     """Train a radiance field on SCENE; with --hollow prune the space it stores features for."""
-    import torch
-
     from ..engine.run import device as find_device
     from ..kernels import registry
     from .run import Stopped, train_and_compare, write_sheet
@@ -81,8 +82,7 @@ def train(
     config = resolve(TrainConfig, options, config_file, one_of=("steps", "seconds"))
     if compare and not config.hollow:
         raise ConfigError("--compare trains the plain grid beside a hollow one: add --hollow")
-    if threads:
-        torch.set_num_threads(threads)
+    _use(threads)
     target = find_device(device)
     with registry.use(**registry.use_everywhere(backend)):
         loaded = Scene.load(scene, format=kind, downscale=downscale, near=near, box=box or None)
@@ -107,6 +107,13 @@ def train(
     click.echo(f"run    {folder.path}")
     click.echo(f"sheet  {folder.sheet}")
     return 0
+
+
+def _use(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _again(scene: Path, folder: Path) -> str:
@@ -143,6 +150,7 @@ def _print_results(results: dict[str, dict[str, Any]]) -> None:
               help="The scene, if it is no longer where it was.")  # fmt: skip
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
 @click.option("--save-images", type=click.Path(path_type=Path), help="Folder for the renderings.")
+@_THREADS
 @_DEVICE
 @_BACKEND
 @_JSON
@@ -151,6 +159,7 @@ def evaluate(
     scene_path: Path | None,
     split: str,
     save_images: Path | None,
+    threads: int | None,
     device: str,
     backend: str,
     as_json: bool,
@@ -165,6 +174,7 @@ def evaluate(
     from .run_folder import model_file
     from .scene import Scene
 
+    _use(threads)
     file = model_file(run)
     model, about = NerfModel.load(file)
     model.to(find_device(device))
@@ -212,6 +222,7 @@ def _as_trained(model: NerfModel, about: dict[str, Any]) -> dict[str, Any]:
 @click.option("--fps", default=30.0, show_default=True)
 @click.option("--size", help="Of the pictures, as 256x256 (default: the training images').")
 @click.option("--background", default=1.0, show_default=True, type=click.FloatRange(0, 1))
+@_THREADS
 @_DEVICE
 @_BACKEND
 @_JSON
@@ -223,6 +234,7 @@ def render(
     fps: float,
     size: str | None,
     background: float,
+    threads: int | None,
     device: str,
     backend: str,
     as_json: bool,
@@ -237,6 +249,7 @@ def render(
     from .run_folder import model_file
     from .video import write_video
 
+    _use(threads)
     model, _ = NerfModel.load(model_file(run))
     model.to(find_device(device))
     wanted = _size(size)
