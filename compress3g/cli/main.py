@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -54,6 +55,23 @@ def app(ctx: click.Context, verbose: int) -> None:
     configure(verbose)
 
 
+_REMEDIES = {
+    errno.ENOSPC: ": free some space or write to another folder",
+    errno.EDQUOT: ": free some space or write to another folder",
+    errno.EFBIG: ": raise the limit on the size of files (ulimit -f) or write less",
+    errno.EROFS: ": write to another folder",
+    errno.EACCES: ": mend its access or write to another folder",
+}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Also torch's own way to say so, for which it has no class on a CPU."""
+    told = ("DefaultCPUAllocator", "CUDA out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )
+
+
 def _complain(message: str) -> None:
     click.echo(f"error: {' '.join(message.split())}", err=True)
 
@@ -65,6 +83,8 @@ def _code_of(error: BaseException, verbose: bool) -> int:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         click.echo("interrupted", err=True)
         return 130
+    if isinstance(error, SystemExit):
+        return 0  # click's answer to a pipe whose reader has gone, as in `| head -1`
     if verbose and not isinstance(error, click.ClickException):
         traceback.print_exception(error)
     if isinstance(error, click.UsageError):
@@ -80,7 +100,11 @@ def _code_of(error: BaseException, verbose: bool) -> int:
         return 0
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{error.strerror or error}")
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        _complain(f"{where}{error.strerror or error}{remedy}")
+        return 2
+    if _out_of_memory(error):
+        _complain("out of memory: make the model, the images (--downscale) or --size smaller")
         return 2
     if isinstance(error, Compress3GError):
         _complain(str(error))

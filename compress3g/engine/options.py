@@ -7,7 +7,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -97,12 +97,26 @@ def read_toml(config: type[Any], file: Path) -> dict[str, Any]:
     return values
 
 
-def resolve(config: type[Config], options: Mapping[str, Any], file: Path | None) -> Config:
-    """The configuration of this call: defaults, then the TOML file, then what was really typed."""
+def resolve(
+    config: type[Config],
+    options: Mapping[str, Any],
+    file: Path | None,
+    *,
+    one_of: Collection[str] = (),
+) -> Config:
+    """The configuration of this call: defaults, then the TOML file, then what was really typed.
+
+    one_of: options that exclude each other; typing one of them overrules all of them in the file.
+    """
     context = click.get_current_context()
     values = dict(options)
+    typed = {
+        key for key in options if context.get_parameter_source(key) is ParameterSource.COMMANDLINE
+    }
+    if typed & set(one_of):
+        typed |= set(one_of)
     for key, value in (read_toml(config, file) if file else {}).items():
-        if context.get_parameter_source(key) is not ParameterSource.COMMANDLINE:
+        if key not in typed:
             values[key] = value
     return config(**values)
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -27,31 +27,49 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def fitted(parts: Sequence[str], width: int) -> str:
+    """As many whole parts, from the first on, as `width` columns hold.
+
+    >>> fitted(["hollow  12%", "ETA 0:30", "PSNR 21.30"], 24)
+    'hollow  12%  ETA 0:30'
+    """
+    line = parts[0][:width]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line
+
+
 class Progress:
     """Shows `name value` pairs, the share that is done and the time that is left."""
 
     def __init__(self, title: str, *, every: float = 10.0) -> None:
         self._title, self._every = title, every
         self._start = self._last = time.monotonic()
+        self._begun: float | None = None  # what was done when it was first shown: a resumed run
         self._live = sys.stderr.isatty()
         self._shown = False
 
     def update(self, fields: Mapping[str, str], done: float) -> None:
         """Show the fields; at most ten times a second live, once per `every` seconds in a log."""
         now = time.monotonic()
+        if self._begun is None:
+            self._begun, self._start = done, now
         if now - self._last < (0.1 if self._live else self._every):
             return
         self._last = now
-        left = (now - self._start) * (1 - done) / done if done > 0 else 0.0
-        pairs = "  ".join(f"{name} {value}" for name, value in fields.items())
-        line = f"{self._title} {done:4.0%}  {pairs}  ETA {duration(left)}"
+        gained = done - self._begun
+        left = duration((now - self._start) * (1 - done) / gained) if gained > 0 else "-"
+        parts = [f"{name} {value}".strip() for name, value in fields.items()]
+        parts = [f"{self._title} {done:4.0%}", f"ETA {left}", *parts]
         if self._live:
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[2K{line[:width]}")
+            line = fitted(parts, shutil.get_terminal_size().columns - 1)
+            sys.stderr.write(f"\r\x1b[2K{line}")
             sys.stderr.flush()
             self._shown = True
         else:
-            _log.info(line)
+            _log.info("  ".join(parts))
 
     def over(self, items: Iterable[Item], count: int) -> Iterator[Item]:
         """The items, with a line that says how many of `count` have been asked for."""

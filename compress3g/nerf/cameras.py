@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .distortion import distort, distort_angle, fold, undistort, undistort_angle
+from .distortion import distort, distort_radius, fold, reach, undistort, undistort_radius
 
 CameraModel = Literal["pinhole", "opencv", "opencv_fisheye"]
 
@@ -41,7 +41,8 @@ class Cameras:
         """Origins and unit directions, in the world, of the rays through the centres of pixels.
 
         Column x counts from the left, row y from the top. Distorted pixels are traced back by
-        Newton's method; images are never resampled.
+        Newton's method; images are never resampled. Pixels where the lens model shows nothing, see
+        `unmapped`, get the outermost ray in their direction.
         """
         dtype = self.poses.dtype
         fx, fy, cx, cy = self.intrinsics.index_select(0, view).unbind(-1)
@@ -60,16 +61,33 @@ class Cameras:
     ) -> Float[Tensor, "r 3"]:
         """Directions in camera axes of points of the distorted image plane."""
         coefficients = self.distortion.index_select(0, view)
+        limit = reach(self.distortion, fisheye=self.model == "opencv_fisheye")
+        limit = limit.index_select(0, view)
         if self.model == "opencv":
-            ideal = undistort(seen, coefficients)
+            ideal = undistort(seen, coefficients, limit)
             return torch.cat([ideal, ideal.new_ones(len(ideal), 1)], -1) * seen.new_tensor(
                 [1, -1, -1]
             )
         radius = seen.norm(dim=-1)
-        angle = undistort_angle(radius, coefficients)
+        angle = undistort_radius(radius, coefficients, limit)
         # On the axis itself the direction in the plane does not matter: sin(0) = 0.
         plane = seen * (angle.sin() / radius.clamp(min=1e-12))[:, None]
         return torch.stack([plane[:, 0], -plane[:, 1], -angle.cos()], -1)
+
+    def unmapped(self) -> float:
+        """Share of pixels further out than the lens can show anything, beyond the model's fold."""
+        if self.model == "pinhole":
+            return 0.0
+        y, x = torch.meshgrid(torch.arange(self.height), torch.arange(self.width), indexing="ij")
+        limit = reach(self.distortion, fisheye=self.model == "opencv_fisheye")
+        outermost = distort_radius(limit, self.distortion)
+        lenses = torch.cat([self.intrinsics, outermost[:, None]], 1).cpu()
+        rows, count = lenses.unique(dim=0, return_counts=True)
+        outside = 0.0
+        for (fx, fy, cx, cy, most), views in zip(rows.tolist(), count.tolist(), strict=True):
+            radius = (((x + 0.5 - cx) / fx) ** 2 + ((y + 0.5 - cy) / fy) ** 2).sqrt()
+            outside += views * float((radius > most).double().mean())
+        return outside / len(self)
 
     def project(
         self, view: int, points: Float[Tensor, "m 3"]
@@ -100,7 +118,7 @@ class Cameras:
         """Points of the distorted image plane, and which of them the lens can show."""
         sideways = local.norm(dim=-1)
         angle = torch.atan2(sideways, depth)
-        radius = distort_angle(angle, self.distortion[view].expand(len(angle), 6))
+        radius = distort_radius(angle, self.distortion[view].expand(len(angle), 6))
         plane = local * (radius / sideways.clamp(min=1e-12))[:, None]
         return plane, angle < fold(self.distortion[view])
 

@@ -34,9 +34,9 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     del phase["levels"], phase["kept"]  # the model's
     counters = {name: getattr(trainer, name) for name in _COUNTERS}
     config = dataclasses.asdict(trainer.config)
-    save_tensors(
-        path, tensors, {**metadata, "phase": phase, "counters": counters, "config": config}
-    )
+    more = {"phase": phase, "counters": counters, "config": config}
+    # With this a checkpoint is a model file too, and a run can be looked at while it trains.
+    save_tensors(path, tensors, {**metadata, **more, "about": trainer.scene.about()})
 
 
 def load_checkpoint(trainer: Trainer, path: Path) -> None:
@@ -49,6 +49,7 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     check_convention(metadata, path)
     try:
         _check_config(trainer.config, metadata["config"], path)
+        _check_scene(trainer, tensors, metadata, path)
         kept = kept_of(tensors, metadata)
         phase = Phase(levels=levels_of(metadata), kept=kept, **metadata["phase"])
         trainer.pruner.load_state_dict(_plain(_under("pruner.", tensors)))
@@ -67,6 +68,8 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
                 trainer.optimizer.state[parameter] = {"step": step, **moved}
         for name in _COUNTERS:
             setattr(trainer, name, metadata["counters"][name])
+    except FormatError:
+        raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is not a checkpoint of this version: {error!r}") from None
 
@@ -74,10 +77,31 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
 def _check_config(now: TrainConfig, then: dict[str, Any], path: Path) -> None:
     for name, value in dataclasses.asdict(now).items():
         if name not in _MAY_CHANGE and value != then[name]:
-            flag = name.replace("_", "-")
             raise FormatError(
-                f"{path} was trained with --{flag} {then[name]}, not {value}: give that again"
+                f"{path} was trained with {_flag(name, then[name])}, not {_flag(name, value)}: "
+                "give that again"
             )
+
+
+def _flag(name: str, value: Any) -> str:
+    """The option as it is typed."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {'default' if value is None else value}"
+
+
+def _check_scene(
+    trainer: Trainer, then: dict[str, Tensor], metadata: dict[str, Any], path: Path
+) -> None:
+    """The training cameras, in units of the cube, are those the run began with."""
+    now, about = trainer.model().state()
+    same = all(torch.equal(now[n], then[n]) for n in now if n.startswith("cameras."))
+    if not same or any(about[name] != metadata[name] for name in ("camera", "near")):
+        raise FormatError(
+            f"{path} was trained on other views or in another box than those of "
+            f"{trainer.scene.path}: give the scene, --downscale, --box and --near it began with"
+        )
 
 
 def _parameters(trainer: Trainer) -> list[Tensor]:

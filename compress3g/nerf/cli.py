@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..engine.options import options_from, resolve, to_toml
+from ..errors import ConfigError
 from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .model import NerfModel
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _DEVICE = click.option(
@@ -17,6 +23,9 @@ _DEVICE = click.option(
 )
 _BACKEND = click.option(
     "--backend", default="auto", show_default=True, help="auto, cpu, reference, triton, tinycudann"
+)
+_THREADS = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all)."
 )
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -39,7 +48,7 @@ def app() -> None:
 @click.option("--box", nargs=6, type=float,
               help="Corners min x y z, max x y z of the box to train in.")  # fmt: skip
 @click.option("--near", type=float, help="Distance at which rays start, in the scene's unit.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
+@_THREADS
 @_DEVICE
 @_BACKEND
 @_JSON
@@ -61,36 +70,31 @@ def train(
     **options: Any,
 ) -> int:
     """Train a radiance field on SCENE; with --hollow prune the space it stores features for."""
-    import torch
-
     from ..engine.run import device as find_device
     from ..kernels import registry
-    from .run import Stopped, plain_twin, write_sheet
-    from .run import train as run_training
+    from .run import Stopped, train_and_compare, write_sheet
     from .run_folder import RunFolder
     from .scene import Scene
 
-    config = resolve(TrainConfig, options, config_file)
-    if threads:
-        torch.set_num_threads(threads)
+    if resume and output and config_file is None:
+        config_file = RunFolder(output).config  # a run goes on with the options it began with
+        config_file = config_file if config_file.is_file() else None
+    config = resolve(TrainConfig, options, config_file, one_of=("steps", "seconds"))
+    if compare and not config.hollow:
+        raise ConfigError("--compare trains the plain grid beside a hollow one: add --hollow")
+    _use(threads)
     target = find_device(device)
     with registry.use(**registry.use_everywhere(backend)):
         loaded = Scene.load(scene, format=kind, downscale=downscale, near=near, box=box or None)
         name = f"{loaded.name}-hollow" if config.hollow else loaded.name
         folder = RunFolder(output or Path("runs") / name)
         folder.claim(resume=resume, overwrite=overwrite)
-        folder.config.write_text(to_toml(config))
         try:
-            run = run_training(loaded, config, folder, device=target, resume=resume)
-            plain = None
-            if compare and config.hollow:
-                beside = RunFolder(folder.path / "plain")
-                again = resume and beside.checkpoint.exists()
-                beside.claim(resume=again, overwrite=not again)
-                twin = plain_twin(config, run.result)
-                plain = run_training(loaded, twin, beside, device=target, resume=again)
+            run, plain = train_and_compare(
+                loaded, config, folder, compare=compare, resume=resume, toml=to_toml, device=target
+            )
         except Stopped as stopped:
-            click.echo(str(stopped), err=True)
+            click.echo(f"{stopped}; go on with: {_again(scene, folder.path)}", err=True)
             return 128 + stopped.signal
         write_sheet(folder, run, plain)
     results = {} if plain is None else {"plain": plain.result}
@@ -103,6 +107,27 @@ def train(
     click.echo(f"run    {folder.path}")
     click.echo(f"sheet  {folder.sheet}")
     return 0
+
+
+def _use(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _again(scene: Path, folder: Path) -> str:
+    """The command that goes on with this one, whose options the run's folder remembers."""
+    given = click.get_current_context()
+    words = ["compress3g", "nerf", "train", str(scene), "--resume", "-o", str(folder)]
+    for name in ("kind", "downscale", "near", "box", "threads", "device", "backend"):
+        if given.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = given.params[name]
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{'format' if name == 'kind' else name}", *map(str, values)]
+    words += ["--compare"] if given.params["compare"] else []
+    words += ["--json"] if given.params["as_json"] else []
+    return shlex.join(words)
 
 
 def _print_results(results: dict[str, dict[str, Any]]) -> None:
@@ -125,6 +150,7 @@ def _print_results(results: dict[str, dict[str, Any]]) -> None:
               help="The scene, if it is no longer where it was.")  # fmt: skip
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
 @click.option("--save-images", type=click.Path(path_type=Path), help="Folder for the renderings.")
+@_THREADS
 @_DEVICE
 @_BACKEND
 @_JSON
@@ -133,6 +159,7 @@ def evaluate(
     scene_path: Path | None,
     split: str,
     save_images: Path | None,
+    threads: int | None,
     device: str,
     backend: str,
     as_json: bool,
@@ -147,13 +174,16 @@ def evaluate(
     from .run_folder import model_file
     from .scene import Scene
 
+    _use(threads)
     file = model_file(run)
     model, about = NerfModel.load(file)
     model.to(find_device(device))
+    if scene_path is None and "scene" not in about:
+        raise ConfigError(f"{file} does not say what scene it was trained on: give --scene")
     path = scene_path or Path(about["scene"])
     scores = []
     with registry.use(**registry.use_everywhere(backend)):
-        scene = Scene.load(path, format=about["format"], downscale=about["downscale"])
+        scene = Scene.load(path, **_as_trained(model, about))
         for score, _, rendered in score_views(model, getattr(scene, split)):
             scores.append(score)
             if save_images:
@@ -171,6 +201,17 @@ def evaluate(
     return 0
 
 
+def _as_trained(model: NerfModel, about: dict[str, Any]) -> dict[str, Any]:
+    """Options of `Scene.load` that give the views of the run."""
+    corner = model.centre - model.side / 2
+    return {
+        "format": about.get("format", "auto"),
+        "downscale": about.get("downscale", 1),
+        "near": model.near * model.side,
+        "box": [*corner.tolist(), *(corner + model.side).tolist()],
+    }
+
+
 @app.command()
 @_RUN
 @click.option("--path", "along", default="orbit", show_default=True,
@@ -181,6 +222,7 @@ def evaluate(
 @click.option("--fps", default=30.0, show_default=True)
 @click.option("--size", help="Of the pictures, as 256x256 (default: the training images').")
 @click.option("--background", default=1.0, show_default=True, type=click.FloatRange(0, 1))
+@_THREADS
 @_DEVICE
 @_BACKEND
 @_JSON
@@ -192,6 +234,7 @@ def render(
     fps: float,
     size: str | None,
     background: float,
+    threads: int | None,
     device: str,
     backend: str,
     as_json: bool,
@@ -206,6 +249,7 @@ def render(
     from .run_folder import model_file
     from .video import write_video
 
+    _use(threads)
     model, _ = NerfModel.load(model_file(run))
     model.to(find_device(device))
     wanted = _size(size)
@@ -230,7 +274,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     wide, cross, high = text.lower().partition("x")
-    if not (cross and wide.isdigit() and high.isdigit()):
+    if not (cross and wide.isdecimal() and high.isdecimal()):
         raise click.BadParameter(f"{text!r} is not a size such as 256x256", param_hint="--size")
     return int(wide), int(high)
 

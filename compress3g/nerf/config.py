@@ -10,6 +10,28 @@ from ..errors import ConfigError
 PrunerName = Literal["rewind", "saliency", "projected", "paper"]
 
 
+# Both ends included.
+_RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, 10**9),
+    "seconds": (1e-3, 1e8),
+    "log2_hashmap": (3, 24),
+    "finest": (16, 8192),
+    "samples": (256, 1 << 22),
+    "learning_rate": (1e-8, 1),
+    "march": (16, 8192),
+    "occupancy": (8, 256),
+    "saliency_res": (2, 256),
+    "sparsity": (1e-6, 0.999),
+    "rho": (0, 1e6),
+    "dual_lr": (0, 1e6),
+    "saliency_lr": (1e-8, 10),
+    "prune_start": (0, 0.99),
+    "rewind_limit": (0.01, 0.9),
+    "visible": (1e-6, 0.999),
+    "seed": (0, 2**63 - 1),
+}
+
+
 def _of(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
@@ -41,27 +63,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the field for every value nothing can be trained with."""
-        checks = {
-            "steps": self.steps is None or self.steps >= 1,
-            "seconds": self.seconds is None or self.seconds > 0,
-            "log2_hashmap": 3 <= self.log2_hashmap <= 24,
-            "finest": 16 <= self.finest <= 8192,
-            "samples": 256 <= self.samples <= 1 << 22,
-            "learning_rate": 0 < self.learning_rate <= 1,
-            "march": 16 <= self.march <= 8192,
-            "occupancy": 8 <= self.occupancy <= 256,
-            "saliency_res": 2 <= self.saliency_res <= 256,
-            "sparsity": self.sparsity is None or 0 < self.sparsity < 1,
-            "rho": self.rho >= 0,
-            "dual_lr": self.dual_lr >= 0,
-            "saliency_lr": 0 < self.saliency_lr <= 10,
-            "rewind_limit": 0.01 <= self.rewind_limit <= 0.9,
-            "visible": 0 < self.visible < 1,
-            "prune_start": 0 <= self.prune_start < 1,
-        }
-        for name, good in checks.items():
-            if not good:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:  # also true for NaN
                 flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} {getattr(self, name)} is out of range: see --help")
+                raise ConfigError(f"{flag} {value} is out of range: give {least:g} to {most:g}")
         if self.steps is not None and self.seconds is not None:
             raise ConfigError("--steps and --seconds exclude each other: give one of them")

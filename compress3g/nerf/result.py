@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..kernels import registry
 from .evaluation import evaluate
-from .metrics import summary
+from .metrics import ViewScore, summary
 from .trainer import Trainer
 
 _LEVELS = (0.5, 0.1, 0.01)  # of p, in the histogram that shows whether pruning was real
@@ -39,9 +40,18 @@ class Result:
         return asdict(self)
 
 
-def result_of(trainer: Trainer) -> Result:
-    """Evaluate a trained run on its test views."""
-    scores = summary([score for score, _, _ in evaluate(trainer.model(), trainer.scene.test)])
+_Scored = tuple[ViewScore, Tensor, Tensor]
+
+
+def result_of(
+    trainer: Trainer,
+    *,
+    watch: Callable[[Iterable[_Scored], int], Iterable[_Scored]] = lambda views, count: views,
+) -> Result:
+    """Evaluate a trained run on its test views; watch: may count them as they pass."""
+    test = trainer.scene.test
+    scored = watch(evaluate(trainer.model(), test), len(test))
+    scores = summary([score for score, _, _ in scored])
     kept = trainer.pruner.kept(trainer)
     params = trainer.field.parameter_count()
     kind = trainer.device.type

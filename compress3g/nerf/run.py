@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from ..engine.checkpoint import StopSignal, atomic_write, write_json
 from ..engine.progress import Progress as Line
 from ..errors import Compress3GError
+from ..kernels import registry
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .contact_sheet import Column, contact_sheet, error_map, slice_column
@@ -29,8 +30,8 @@ _ROWS = 3
 class Stopped(Compress3GError):
     """The run was told to stop and has saved itself; `signal` says by what."""
 
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
+    def __init__(self, step: int, signal: int) -> None:
+        super().__init__(f"stopped at step {step}")
         self.signal = signal
 
 
@@ -42,18 +43,52 @@ class Run:
     result: Result
 
 
+def train_and_compare(
+    scene: Scene,
+    config: TrainConfig,
+    folder: RunFolder,
+    *,
+    compare: bool,
+    resume: bool,
+    toml: Callable[[TrainConfig], str],
+    device: torch.device,
+) -> tuple[Run, Run | None]:
+    """The run and, to compare with, a plain grid of equal table size and as many steps.
+
+    toml: a configuration as the text of a file that `--config` reads. Raises Stopped as `train`.
+    """
+    run = train(scene, config, folder, toml=toml(config), device=device, resume=resume)
+    if not compare:
+        return run, None
+    twin = replace(config, hollow=False, seconds=None, steps=run.result.steps)
+    again = resume and folder.twin.checkpoint.exists()
+    return run, train(scene, twin, folder.twin, toml=toml(twin), device=device, resume=again)
+
+
 def train(
-    scene: Scene, config: TrainConfig, folder: RunFolder, *, device: torch.device, resume: bool
+    scene: Scene,
+    config: TrainConfig,
+    folder: RunFolder,
+    *,
+    toml: str,
+    device: torch.device,
+    resume: bool,
 ) -> Run:
     """Trains to the end, leaving config, checkpoint, model and result in the folder.
 
+    The first checkpoint is written before the first step: a disk that is full is noticed at once,
+    and an earlier run in the folder is not lost before this one could begin.
     Raises Stopped after a checkpoint was written because of SIGTERM or Ctrl-C.
     """
-    title = f"hollow ({config.pruner})" if config.hollow else "plain"
-    with StopSignal() as stop, Line(f"{scene.name} {title}") as line:
+    for op in registry.operations():
+        registry.active(op, device.type)  # raises for a backend that was asked for and cannot run
+    title = "hollow" if config.hollow else "plain"
+    with StopSignal() as stop, Line(title) as line:
         trainer = Trainer(scene, config, device=device)
         if resume:
             load_checkpoint(trainer, folder.checkpoint)
+        save_checkpoint(trainer, folder.checkpoint)
+        folder.begin(toml, resume=resume)
         saved = time.monotonic()
 
         def after_step(now: Progress) -> bool:
@@ -67,21 +102,12 @@ def train(
         trainer.fit(after_step)
         save_checkpoint(trainer, folder.checkpoint)
     if stop.requested and trainer.done() < 1:
-        raise Stopped(
-            f"stopped at step {trainer.step}; go on with: --resume -o {folder.path}",
-            stop.signal or 0,
-        )
-    result = result_of(trainer)
-    about: dict[str, Any] = {"scene": str(scene.path), "name": scene.name, "format": scene.format}
-    about |= {"downscale": scene.downscale, "result": result.to_json()}
-    trainer.model().save(folder.model, about)
+        raise Stopped(trainer.step, stop.signal or 0)
+    with Line(f"{title} test views") as line:
+        result = result_of(trainer, watch=line.over)
+    trainer.model().save(folder.model, {**scene.about(), "result": result.to_json()})
     write_json(folder.result, result.to_json())
     return Run(trainer, result)
-
-
-def plain_twin(config: TrainConfig, hollow: Result) -> TrainConfig:
-    """The plain grid of equal table size, for the same number of steps."""
-    return replace(config, hollow=False, seconds=None, steps=hollow.steps)
 
 
 def write_sheet(folder: RunFolder, run: Run, plain: Run | None) -> None:
@@ -139,15 +165,16 @@ def _footer(run: Run) -> dict[str, str]:
 def _fields(now: Progress) -> dict[str, str]:
     """What the live line shows."""
     rate = max(now.seconds, 1e-9)
+    # The first ones survive on a narrow terminal.
     fields = {
-        "step": f"{now.step}",
+        "PSNR": "-" if math.isnan(now.psnr) else f"{now.psnr:.2f}",
+        "kept": f"{now.kept:.1%}",
         "it/s": f"{now.step / rate:.1f}",
         "Msamples/s": f"{now.samples / rate / 1e6:.2f}",
-        "PSNR": "-" if math.isnan(now.psnr) else f"{now.psnr:.2f}",
-        "occupied": f"{now.kept:.1%}",
     }
     if now.gamma is not None:
         fields["gamma"] = f"{now.gamma:.2g}"
+    fields["step"] = f"{now.step:,}"
     if now.phase != "main":
         fields["phase"] = now.phase
     return fields

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, UInt8
@@ -28,6 +28,7 @@ _READERS: dict[SceneFormat, Callable[[Path, int], Capture]] = {
     "colmap": colmap.read,
 }
 _NEAR = 0.05  # of the cube's side: where marching starts in captures that do not tell
+_SMALLEST = 11  # pixels a side: SSIM's window
 _log = logging.getLogger("compress3g.nerf")
 
 
@@ -113,8 +114,21 @@ class Scene:
             )
         frames = [*capture.train, *capture.test]
         cameras = _cameras(capture, frames)
+        if (share := cameras.unmapped()) > 0:
+            _log.warning(
+                "%s: %.1f%% of the pixels lie beyond what the lens model maps (its polynomial "
+                "turns back): crop the images or calibrate again",
+                capture.source,
+                100 * share,
+            )
         start = _near(capture, box, near)
+        _check_seen(capture, cameras.select(slice(len(capture.train))), box, start)
         pictures = images.decode([frame.file for frame in frames], capture.shrink)
+        if pictures.shape[3] == 4 and not pictures[: len(capture.train), ..., 3].any():
+            raise SceneError(
+                f"{capture.source}: all {len(capture.train)} training images are fully "
+                "transparent: render them again, or save them without alpha"
+            )
         train, test = (
             Views(cameras=cameras.select(part), images=pictures[part], names=_names(frames[part]))
             for part in (slice(len(capture.train)), slice(len(capture.train), total))
@@ -131,6 +145,11 @@ class Scene:
             near=start,
             has_alpha=pictures.shape[3] == 4,
         )
+
+    def about(self) -> dict[str, Any]:
+        """How to load it again, as JSON values."""
+        names = ("name", "format", "downscale")
+        return {"scene": str(self.path), **{name: getattr(self, name) for name in names}}
 
     def unit(self, views: Views) -> Cameras:
         """The cameras of views in the unit cube: positions at (p - centre) / side + 1/2."""
@@ -205,6 +224,11 @@ def _check_split(capture: Capture) -> None:
 def _cameras(capture: Capture, frames: Sequence[Frame]) -> Cameras:
     """Cameras for the pictures as they will be decoded, whatever size their lenses are for."""
     size = images.size_of(frames[0].file)
+    if min(size) < _SMALLEST:
+        raise SceneError(
+            f"{frames[0].file} is {size[0]}x{size[1]}: images need {_SMALLEST} pixels a side or "
+            "more"
+        )
     return Cameras(
         width=size[0] // capture.shrink,
         height=size[1] // capture.shrink,
@@ -257,6 +281,24 @@ def _near(capture: Capture, box: Box, near: float | None) -> float:
             )
         return _NEAR * box.side if capture.near is None else capture.near
     return 0.0 if capture.near is None else capture.near
+
+
+def _check_seen(capture: Capture, cameras: Cameras, box: Box, near: float) -> None:
+    """Raises SceneError unless a training picture shows a point of the cube beyond `near`."""
+    steps = torch.linspace(-0.5, 0.5, 9, dtype=torch.float64) * box.side
+    points = (torch.cartesian_prod(steps, steps, steps) + box.centre).float()
+    for view in range(len(cameras)):
+        pixel, _ = cameras.project(view, points)
+        away = (points - cameras.poses[view, :, 3]).norm(dim=1)
+        x, y = pixel.unbind(-1)
+        shown = (x >= 0) & (y >= 0) & (x < cameras.width) & (y < cameras.height) & (away > near)
+        if shown.any():
+            return
+    raise SceneError(
+        f"{capture.source}: no training image shows the box around "
+        f"{[round(float(c), 3) for c in box.centre]} with side {box.side:g} beyond distance "
+        f"{near:g}: give --box or --near, or mend the poses"
+    )
 
 
 def _names(frames: Sequence[Frame]) -> tuple[str, ...]:

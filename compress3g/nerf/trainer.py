@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, SceneError
 from ..kernels.adam import SparseAdam
 from ..kernels.ray_march import Samples, march
 from .config import TrainConfig
@@ -69,7 +69,13 @@ class Trainer:
         self.loss = math.nan
         self.occupancy = OccupancyGrid(config.occupancy, 3**0.5 / config.march).to(self.device)
         if config.hull and scene.has_alpha:
-            self.occupancy.allow(visual_hull(scene, config.occupancy).to(self.device))
+            hull = visual_hull(scene, config.occupancy)
+            if not hull.any():
+                raise SceneError(
+                    f"{scene.path}: the images' alpha leaves no space in the box: their poses or "
+                    "--box are wrong, else give --no-hull"
+                )
+            self.occupancy.allow(hull.to(self.device))
         self.start_phase(phase or Phase.whole(config))
         self.pruner.start(self)
 

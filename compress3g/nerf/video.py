@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import GifImagePlugin, Image, ImageChops
 
+from ..engine.checkpoint import naming
 from ..errors import BackendError, ConfigError, require
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
@@ -48,7 +49,8 @@ def write_video(
     # A folder of its own: writers want the right suffix, and whatever they leave goes with it.
     workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        write(_checked(frames, target), workshop / target.name, fps)
+        with naming(target):
+            write(_checked(frames, target), workshop / target.name, fps)
         _publish(workshop, target)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)

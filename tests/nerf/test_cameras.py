@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress3g.nerf.cameras import Cameras
+from compress3g.nerf.distortion import distort_radius, reach
 
 LENSES = {
     "pinhole": [0.0] * 6,
@@ -163,3 +164,36 @@ def test_moving_to_a_device_keeps_everything():
     assert found.poses.device.type == found.intrinsics.device.type == "meta"
     assert found.distortion.device.type == "meta"
     assert (found.width, found.height, found.model) == (160, 120, "opencv")
+
+
+@pytest.mark.parametrize("model", ["opencv", "opencv_fisheye"])
+def test_pixels_beyond_the_fold_are_counted(model):
+    lens = torch.tensor([-1 / 3, 0, 0, 0, 0, 0]).double().expand(3, 6)  # shows nothing past 2/3
+    cameras = replace(_cameras(model), distortion=lens)
+    x, y = _grid(cameras)
+    seen = torch.stack([(x + 0.5 - 81) / 90, (y + 0.5 - 58.5) / 95], 1).norm(dim=1)
+    expected = float((seen > 2 / 3).double().mean())
+    assert expected > 0.3
+    assert cameras.unmapped() == pytest.approx(expected, abs=1e-9)
+    assert _cameras(model).unmapped() == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["opencv", "opencv_fisheye"]),
+    st.tuples(*[st.integers(-300, 300).map(lambda i: i / 1000)] * 4),
+)
+def test_every_pixel_that_a_lens_maps_comes_back(model, k):
+    lens = torch.tensor([*k, 0, 0]).double().expand(3, 6)
+    cameras = replace(_cameras(model), distortion=lens)
+    x, y = _grid(cameras)
+    view = torch.zeros_like(x)
+    origin, direction = cameras.rays(view, x, y)
+    found, _ = cameras.project(0, origin + 2 * direction)
+    expected = torch.stack([x, y], 1) + 0.5
+    seen = ((expected - torch.tensor([81, 58.5])) / torch.tensor([90, 95])).norm(dim=1)
+    limit = reach(lens[:1], fisheye=model == "opencv_fisheye")
+    # A thousandth inside the outermost circle, for a point on it may project to nothing.
+    mapped = seen < 0.999 * float(distort_radius(limit, lens[:1]))
+    assert mapped.any()
+    assert (found - expected)[mapped].abs().max() < 1e-4

@@ -63,5 +63,5 @@ def test_a_run_goes_on_only_with_its_own_options(scene, tmp_path):
     trainer = Trainer(scene, TrainConfig(steps=4, **_SMALL))
     save_checkpoint(trainer, tmp_path / "c.safetensors")
     other = Trainer(scene, TrainConfig(steps=9, seed=1, **_SMALL))
-    with pytest.raises(FormatError, match="was trained with --seed 0, not 1"):
+    with pytest.raises(FormatError, match="was trained with --seed 0, not --seed 1"):
         load_checkpoint(other, tmp_path / "c.safetensors")

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -126,21 +121,3 @@ def test_a_run_is_not_overwritten_unasked(ball, run, capsys):
     assert main(["nerf", "train", str(ball), "--steps", "1", "-o", str(run)]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert (run / "model.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_a_checkpoint_to_go_on_from(ball, tmp_path, number, code):
-    folder = tmp_path / "r"
-    words = ["nerf", "train", str(ball), "--steps", "100000", *_FAST, "-o", str(folder)]
-    command = [sys.executable, "-m", "compress3g.cli.main", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (folder / "config.toml").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(2.0)  # the signals are caught from the first step on
-    os.kill(process.pid, number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code, error
-    assert "go on with: --resume" in error
-    assert "Traceback" not in error
-    assert (folder / "checkpoint.safetensors").exists()

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress3g.nerf.distortion import distort, distort_angle, fold, undistort, undistort_angle
+from compress3g.nerf.distortion import (
+    distort,
+    distort_radius,
+    fold,
+    reach,
+    undistort,
+    undistort_radius,
+)
 
 # Strong barrel, pincushion with tangential parts, and an action camera with all four terms.
 LENSES = [
@@ -64,22 +71,61 @@ def test_distort_is_the_published_polynomial(lens):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_undistort_inverts_distort(lens, dtype, tolerance):
     # Nine tenths of the way to the fold, at most 1.2: nearly 100 degrees of view.
-    reach = min(1.2, 0.9 * fold(_double(lens)))
+    furthest = min(1.2, 0.9 * fold(_double(lens)))
     angle = torch.linspace(0, 6, 40, dtype=dtype)
-    radius = torch.linspace(0, reach, 40, dtype=dtype)[:, None]
+    radius = torch.linspace(0, furthest, 40, dtype=dtype)[:, None]
     ideal = (radius[..., None] * torch.stack([angle.cos(), angle.sin()], -1)).reshape(-1, 2)
     k = torch.tensor(lens, dtype=dtype).expand(len(ideal), 6)
-    torch.testing.assert_close(undistort(distort(ideal, k), k), ideal, rtol=0, atol=tolerance)
+    limit = reach(k, fisheye=False)
+    found = undistort(distort(ideal, k), k, limit)
+    torch.testing.assert_close(found, ideal, rtol=0, atol=tolerance)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.tuples(*[_coefficients(0.05)] * 2, *[_coefficients(0.01)] * 2), st.floats(0, 1))
-def test_fisheye_angles_come_back(k, share):
-    lens = _double([*k, 0.0, 0.0])
-    # Nearer to the fold Newton's method, started at the radius, may begin beyond it.
-    angle = _double([share * min(math.pi / 2, 0.7 * fold(lens))])
-    radius = distort_angle(angle, lens.expand(1, 6))
-    torch.testing.assert_close(undistort_angle(radius, lens.expand(1, 6)), angle, rtol=0, atol=1e-9)
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(*[_coefficients(0.5)] * 4), st.floats(0, 1), st.booleans())
+def test_every_radius_up_to_the_fold_comes_back(k, share, fisheye):
+    lens = _double([[*k, 0.0, 0.0]])
+    limit = reach(lens, fisheye=fisheye)
+    seen = distort_radius(share * limit, lens)
+    found = undistort_radius(seen, lens, limit)
+    assert 0 <= float(found) <= float(limit)
+    # In pixels of a lens with 1000 pixels per radian; at the fold the radius itself is not sharp.
+    assert 1000 * (distort_radius(found, lens) - seen).abs().max() < 1e-8 * max(1, float(seen))
+    slope = _slope(k, share * float(limit))
+    if slope > 0.05:
+        torch.testing.assert_close(found, share * limit, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(*[_coefficients(0.5)] * 4), st.floats(0, 1))
+def test_in_single_precision_a_ten_thousandth_of_a_pixel_is_lost(k, share):
+    lens = torch.tensor([[*k, 0.0, 0.0]])
+    limit = reach(lens, fisheye=True)
+    seen = distort_radius(share * limit, lens)
+    found = undistort_radius(seen, lens, limit)
+    # Terms of the polynomial cancel: what is lost is relative to the largest of them, and to what
+    # the last bit of the angle moves.
+    powers = share * float(limit) * (share * float(limit)) ** (2 * torch.arange(5.0))
+    largest = float((powers * torch.tensor([1.0, *map(abs, k)])).max())
+    slope = _slope(k, share * float(limit))
+    error = 100 * (distort_radius(found, lens) - seen).abs().max()
+    assert error < 1e-4 * max(1, largest, slope)
+
+
+def test_a_strong_fisheye_near_its_fold_is_not_sent_to_the_other_side():
+    # Newton's method alone, begun at the radius, starts beyond the fold and stays there.
+    lens = _double([[-0.3, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    angle = 0.95 * fold(lens[0])
+    seen = distort_radius(_double([angle]), lens)
+    found = undistort_radius(seen, lens, reach(lens, fisheye=True))
+    assert float(found) == pytest.approx(angle, abs=1e-9)
+
+
+def test_what_no_lens_shows_gets_the_outermost_radius():
+    lens = _double([[-0.3, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    limit = reach(lens, fisheye=True)
+    far = 1.1 * distort_radius(limit, lens)
+    assert float(undistort_radius(far, lens, limit)) == pytest.approx(float(limit), abs=1e-6)
 
 
 @pytest.mark.parametrize("lens", FISHEYES)
@@ -89,7 +135,7 @@ def test_fisheye_angle_is_the_published_polynomial(lens):
         a * (1 + lens[0] * a**2 + lens[1] * a**4 + lens[2] * a**6 + lens[3] * a**8)
         for a in angle.tolist()
     ]
-    found = distort_angle(angle, _double(lens).expand(20, 6))
+    found = distort_radius(angle, _double(lens).expand(20, 6))
     torch.testing.assert_close(found, _double(expected), rtol=0, atol=1e-14)
 
 
@@ -120,5 +166,6 @@ def test_a_lens_without_a_fold_has_it_at_infinity():
 def test_nothing_is_not_finite_beyond_the_fold():
     lens = _double([-0.3, 0, 0, 0, 0, 0])
     far = _double([[5.0, -7.0], [100.0, 0.0], [0.0, 0.0]])
-    assert undistort(far, lens.expand(3, 6)).isfinite().all()
-    assert undistort_angle(far[:, 0], lens.expand(3, 6)).isfinite().all()
+    lenses = lens.expand(3, 6)
+    assert undistort(far, lenses, reach(lenses, fisheye=False)).isfinite().all()
+    assert undistort_radius(far[:, 0].abs(), lenses, reach(lenses, fisheye=True)).isfinite().all()

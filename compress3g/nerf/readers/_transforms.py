@@ -26,7 +26,7 @@ def read_frames(path: Path, what: str = "cameras") -> tuple[dict[str, Any], list
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not JSON ({error})"
         raise SceneError(f"cannot read the {what} {path}: {reason}") from None
     frames = data.get("frames") if isinstance(data, dict) else None

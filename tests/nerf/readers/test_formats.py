@@ -81,9 +81,23 @@ def test_lens_distortion_means_the_same_in_both_formats_that_have_it(rig, transf
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("lens", [PERSPECTIVE[0], FISHEYE[0]])
-def test_points_on_a_ray_project_to_its_pixel(rig, lens):
-    cameras = Scene.load(rig(lens=lens).instant_ngp()).train.cameras
+def _with_lens(rig, layout, lens):
+    """A rig of a layout with one of the lenses above; LLFF knows none."""
+    if lens is None:
+        return _write(rig(), layout)
+    transforms, (model, values) = lens
+    return _write(rig(lens=transforms, model=model, values=values), layout)
+
+
+@pytest.mark.parametrize("lens", [None, PERSPECTIVE, FISHEYE], ids=["pinhole", "opencv", "fisheye"])
+@pytest.mark.parametrize(
+    "layout", ["blender", "instant-ngp", "llff", "colmap binary", "colmap text"]
+)
+def test_points_on_a_ray_project_to_its_pixel(rig, layout, lens):
+    if layout == "llff" and lens is not None:
+        pytest.skip("LLFF describes no lens")
+    cameras = Scene.load(_with_lens(rig, layout, lens)).train.cameras
+    assert bool(cameras.distortion.any()) == (lens is not None)
     origin, direction = _all_rays(cameras)
     pixels = cameras.height * cameras.width
     for view in range(len(cameras)):
