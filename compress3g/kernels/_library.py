@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import BackendError
 
-_ABI = 1
+_ABI = 2
 _SETS = ("scalar", "avx2", "avx512")
 _TYPES = (torch.float32, torch.int64, torch.uint8)
 

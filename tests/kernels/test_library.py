@@ -119,6 +119,7 @@ def grids(n):
         Levels.geometric(count=4, log2_size=8, coarsest=3, finest=1024),
         Levels.single(5),
         Levels.geometric(count=2, features=3, log2_size=6, coarsest=1, finest=40),
+        Levels.geometric(count=2, log2_size=18, coarsest=60, finest=900),  # beyond the cache
     ):
         table = torch.randn(levels.entries, levels.features, requires_grad=True)
         x = torch.rand(n, 3)
