@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import BackendError
 
-_ABI = 1
+_ABI = 2
 _SETS = ("scalar", "avx2", "avx512")
 _TYPES = (torch.float32, torch.int64, torch.int32, torch.uint8)
 
@@ -108,7 +108,7 @@ def address(tensor: Tensor | None) -> int | None:
         )
     if tensor.dtype not in _TYPES:
         raise BackendError(
-            f"CPU kernels compute in float32 with int64 indices, got {tensor.dtype}: convert it, "
+            f"CPU kernels compute in float32 with int32 and int64 indices, got {tensor.dtype}: convert it, "
             "or use the reference backend"
         )
     return tensor.data_ptr()

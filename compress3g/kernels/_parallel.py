@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -59,6 +59,7 @@ def parallel_for(
     try:
         work()
     finally:
-        wait(others)  # all of them: the caller may free the memory they write
-    for other in others:
-        other.result()
+        # All of them, whatever happened: the caller may free the memory they write.
+        errors = [other.exception() for other in others]
+    for error in filter(None, errors):
+        raise error

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..kernels.hash_grid import Levels, encode
-from ..kernels.mlp import mlp
+from ..kernels.mlp import mlp, padded
 from ..kernels.ray_march import pack_bits
 from .gates import GateName, skip_gate
 from .inside import ranks
@@ -90,7 +90,8 @@ class HollowField(nn.Module):
             p = self.saliency(x)
             v = v * p[:, None]
             gate = skip_gate(self.gate, p, v, self.alpha)
-        h = mlp(F.pad(v, (0, -v.shape[1] % 16)), list(self.density_layers))
+        spare = padded(v.shape[1]) - v.shape[1]
+        h = mlp(F.pad(v, (0, spare)) if spare else v, list(self.density_layers))
         sigma: Tensor = _TruncatedExp.apply(h[:, 0])  # type: ignore[no-untyped-call]
         return (sigma if gate is None else gate * sigma), h
 

@@ -124,13 +124,33 @@ def test_ranks_of_another_length_are_refused():
         encode(torch.zeros(9, 2), torch.rand(3, 3), levels, ranks=torch.zeros(124).int())
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 127, 130, 5000])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 127, 130, 5000])
 def test_compiled_bodies_equal_the_reference_for_every_remainder_of_the_block(running, compiled, n):
     data = _data(MIXED, n, n)
     with running("hash_grid", "reference"):
         expected = _both(data[0], data[1], MIXED, data[2])
     with running("hash_grid", compiled):
         _assert_equal(_both(data[0], data[1], MIXED, data[2]), expected)
+
+
+@pytest.mark.parametrize("features", [1, 2, 3])
+def test_levels_larger_than_the_cache_equal_the_reference(running, compiled, features):
+    # 2^19 entries: the kernel fetches them ahead of their use. One level is dense.
+    levels = Levels.geometric(count=2, log2_size=19, coarsest=79, finest=1024, features=features)
+    assert levels.dense(0)
+    assert not levels.dense(1)
+    data = _data(levels, 200, 1)
+    with running("hash_grid", "reference"):
+        expected = _both(data[0], data[1], levels, data[2])
+    with running("hash_grid", compiled):
+        _assert_equal(_both(data[0], data[1], levels, data[2]), expected)
+
+
+def test_huge_finite_points_are_not_taken_for_infinite_ones(running, body):
+    table, _, _ = _data(MIXED, 0, 1)
+    x = torch.full((9, 3), 3e38)  # their sum overflows
+    with running("hash_grid", body):
+        assert torch.equal(encode(table, x, MIXED), encode(table, torch.ones(9, 3), MIXED))
 
 
 def test_faces_and_corners_of_the_cube_are_the_definition(running, body):

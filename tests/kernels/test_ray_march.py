@@ -109,6 +109,24 @@ def test_impossible_input_is_refused(wrong):
         march(origin, direction, jitter, bits, side=4, step=0.0 if wrong == "step" else 0.1)
 
 
+def test_grids_whose_cells_do_not_count_in_an_integer_are_refused():
+    origin, direction, jitter = _rays(3, 0)
+    with pytest.raises(ConfigError, match="1291"):
+        march(origin, direction, jitter, torch.zeros(8, dtype=torch.uint8), side=1291, step=0.1)
+
+
+@pytest.mark.parametrize("step", [0.0004, 0.003, 0.02, 0.2])
+def test_cells_of_many_steps_and_steps_of_many_cells_are_both_crossed(running, compiled, step):
+    cells = torch.rand(20, 20, 20, generator=torch.Generator().manual_seed(7)) < 0.02
+    scene, found = _rays(60, 3), []
+    for body in ("reference", compiled):
+        with running("ray_march", body):
+            samples = march(*scene, pack_bits(cells), side=20, step=step)
+        found.append(_lattice_points(samples, scene[2], step))
+    # Only points within a rounding of a wall may be judged differently.
+    assert len(found[0] ^ found[1]) <= 2e-3 * len(found[0]) + 1
+
+
 def _lattice_points(samples, jitter, step):
     k = torch.round(samples.distance.double() / step - jitter.double()[samples.ray]).long()
     return set(zip(samples.ray.tolist(), k.tolist(), strict=True))

@@ -1,140 +1,263 @@
 /* Multi-resolution grid lookup (Instant-NGP 2201.05989, section 3) and its gradient.
  *
- * Blocks of BLOCK points per level in two phases: indices and weights first (vector code),
- * then the memory accesses, which overlap because nothing depends on them.
+ * Level after level over all points, so that one level's entries stay in cache, in blocks of BLOCK
+ * points: indices and weights first (vector code), then the memory accesses, which overlap because
+ * nothing depends on them. Features are gathered level by level too, [levels][points][features],
+ * and change places with [points][levels x features] in a pass of their own: written straight to
+ * their place, every level would draw the whole output through the cache.
+ *
+ * `scratch` holds 3 + levels x features rows of `stride` floats, stride = points rounded up to a
+ * multiple of BLOCK: the coordinates of one axis a row, then the features as above.
  */
 #ifndef HASH_GRID_TYPES
 #define HASH_GRID_TYPES
-#define BLOCK 64
+#define BLOCK 32
+#define IN_CACHE (1 << 20) /* bytes; entries of larger levels are fetched ahead */
 typedef struct {
-    i64 offset; /* first entry of this level in the table */
+    i64 offset;  /* first entry of this level in the table */
     i64 first_rank; /* of this level in `ranks`, -1 when it has none */
-    i32 cells;  /* resolution N: cells per axis, N + 1 vertices */
-    u32 mask;   /* T - 1 for a hashed level, 0 for a dense or ranked one */
+    i32 cells;   /* resolution N: cells per axis, N + 1 vertices */
+    u32 mask;    /* T - 1 for a hashed level, 0 for a dense one */
 } Level;
-typedef float f2 __attribute__((vector_size(8), aligned(4)));
+/* Corner c of point i: entry index[c][i], weight (c & 1 ? x : 1 - x)[i] * yz[c / 2][i]. */
+typedef struct {
+    u32 index[8][BLOCK];
+    float x[BLOCK], yz[4][BLOCK];
+} __attribute__((aligned(64))) Corners;
+typedef i64 two_floats __attribute__((may_alias, aligned(4)));
+typedef i64 two_pairs __attribute__((vector_size(16)));
+typedef float f4 __attribute__((vector_size(16)));
+#define PAIR(p) (*(two_floats *)(p))
 #endif
 
-/* Corner c of point i: entry index[c][i] with trilinear weight weight[c][i]. */
-INLINE TARGET void NAME(corners)(const float *x, i64 n, Level level, const i32 *ranks,
-                                 u32 index[8][BLOCK], float weight[8][BLOCK])
-{
-    float position[3][BLOCK];
-    for (i64 i = 0; i < n; i++)
-        for (int a = 0; a < 3; a++) position[a][i] = x[3 * i + a];
-    for (i64 i = n; i < BLOCK; i++)
-        for (int a = 0; a < 3; a++) position[a][i] = 0.0f;
+typedef float NAME(real) __attribute__((vector_size(4 * VECTOR)));
+typedef i32 NAME(whole) __attribute__((vector_size(4 * VECTOR)));
+typedef u32 NAME(natural) __attribute__((vector_size(4 * VECTOR)));
 
-    const float cells = (float)level.cells;
-    const u32 side = (u32)level.cells + 1u, mask = level.mask;
-    for (i64 i = 0; i < BLOCK; i++) {
-        u32 low[3];
-        float high_part[3];
-        for (int a = 0; a < 3; a++) {
-            float p = position[a][i] * cells;
-            p = p > 0.0f ? p : 0.0f; /* also turns NaN into 0: indices stay inside */
-            p = p < cells ? p : cells;
-            i32 floor_p = (i32)p;
-            floor_p = floor_p < level.cells ? floor_p : level.cells - 1;
-            low[a] = (u32)floor_p;
-            high_part[a] = p - (float)floor_p;
+/* Lower vertex and fraction along one axis. */
+INLINE TARGET NAME(natural) NAME(axis)(const float *x, i32 cells, NAME(real) *part)
+{
+    const NAME(real) top = (NAME(real)){0} + (float)cells;
+    NAME(real) p = *(const NAME(real) *)x * top;
+    /* Selections by bits. The first also turns NaN into 0: indices stay inside. */
+    p = (NAME(real))((NAME(whole))p & (p > (NAME(real)){0}));
+    const NAME(whole) below = p < top;
+    p = (NAME(real))(((NAME(whole))p & below) | ((NAME(whole))top & ~below));
+    NAME(whole) low = __builtin_convertvector(p, NAME(whole));
+    low += low >= cells; /* true is -1: the last vertex is the upper one of the last cell */
+    *part = p - __builtin_convertvector(low, NAME(real));
+    return (NAME(natural))low;
+}
+
+/* x: the first of BLOCK coordinates; those of the other axes lie `stride` further on. */
+INLINE TARGET void NAME(corners)(const float *x, i64 stride, Level level, const i32 *ranks,
+                                 Corners *corners)
+{
+    const u32 mask = level.mask, side = (u32)level.cells + 1u;
+    const u32 step_y = mask ? 2654435761u : side, step_z = mask ? 805459861u : side * side;
+    for (int i = 0; i < BLOCK; i += VECTOR) {
+        NAME(real) px, py, pz;
+        const NAME(natural) x0 = NAME(axis)(x + i, level.cells, &px), x1 = x0 + 1u;
+        const NAME(natural) y0 = NAME(axis)(x + stride + i, level.cells, &py) * step_y;
+        const NAME(natural) z0 = NAME(axis)(x + 2 * stride + i, level.cells, &pz) * step_z;
+        for (int k = 0; k < 4; k++) {
+            const NAME(natural) y = k & 1 ? y0 + step_y : y0, z = k & 2 ? z0 + step_z : z0;
+            *(NAME(natural) *)&corners->index[2 * k][i] = mask ? (x0 ^ y ^ z) & mask : x0 + y + z;
+            *(NAME(natural) *)&corners->index[2 * k + 1][i] =
+                mask ? (x1 ^ y ^ z) & mask : x1 + y + z;
         }
-        for (int c = 0; c < 8; c++) {
-            const u32 ix = low[0] + (c & 1), iy = low[1] + (c >> 1 & 1), iz = low[2] + (c >> 2);
-            const float wx = c & 1 ? high_part[0] : 1.0f - high_part[0];
-            const float wy = c & 2 ? high_part[1] : 1.0f - high_part[1];
-            const float wz = c & 4 ? high_part[2] : 1.0f - high_part[2];
-            const u32 hashed = (ix ^ iy * 2654435761u ^ iz * 805459861u) & mask;
-            const u32 dense = ix + side * (iy + side * iz);
-            index[c][i] = mask ? hashed : dense;
-            weight[c][i] = wx * wy * wz;
-        }
+        const NAME(real) both = py * pz;
+        *(NAME(real) *)&corners->x[i] = px;
+        *(NAME(real) *)&corners->yz[0][i] = (1.0f - py) * (1.0f - pz);
+        *(NAME(real) *)&corners->yz[1][i] = py - both;
+        *(NAME(real) *)&corners->yz[2][i] = pz - both;
+        *(NAME(real) *)&corners->yz[3][i] = both;
     }
     if (level.first_rank < 0) return;
     const i32 *rank = ranks + level.first_rank;
     for (int c = 0; c < 8; c++)
-        for (i64 i = 0; i < BLOCK; i++) index[c][i] = (u32)rank[index[c][i]];
+        for (i64 i = 0; i < BLOCK; i++)
+            corners->index[c][i] = (u32)rank[corners->index[c][i]];
 }
 
-INLINE TARGET void NAME(gather2)(const float *table, u32 index[8][BLOCK], float weight[8][BLOCK],
-                                 i64 n, float *out, i64 stride)
+INLINE float NAME(weight)(const Corners *corners, int c, i64 i)
 {
-    for (i64 i = 0; i < n; i++) {
-        f2 sum = {0.0f, 0.0f};
-        for (int c = 0; c < 8; c++) sum += weight[c][i] * *(const f2 *)(table + 2 * (i64)index[c][i]);
-        *(f2 *)(out + i * stride) = sum;
-    }
+    const float x = corners->x[i];
+    return (c & 1 ? x : 1.0f - x) * corners->yz[c >> 1][i];
 }
 
-INLINE TARGET void NAME(gather)(const float *table, u32 index[8][BLOCK], float weight[8][BLOCK],
-                                i64 n, int features, float *out, i64 stride)
+INLINE void NAME(fetch)(const float *entries, const Corners *next, i64 i, i64 features)
 {
-    for (i64 i = 0; i < n; i++)
+    for (int c = 0; c < 8; c++)
+        __builtin_prefetch(entries + features * (i64)next->index[c][i]);
+}
+
+/* next: the coming block, whose entries are fetched meanwhile, or null. */
+INLINE TARGET void NAME(gather)(const float *table, const Corners *corners, const Corners *next,
+                                int features, float *out)
+{
+    for (i64 i = 0; i < BLOCK; i++) {
+        if (next) NAME(fetch)(table, next, i, features);
         for (int f = 0; f < features; f++) {
             float sum = 0.0f;
-            for (int c = 0; c < 8; c++) sum += weight[c][i] * table[features * (i64)index[c][i] + f];
-            out[i * stride + f] = sum;
+            for (int c = 0; c < 8; c++)
+                sum += NAME(weight)(corners, c, i) *
+                       table[features * (i64)corners->index[c][i] + f];
+            out[i * features + f] = sum;
         }
-}
-
-INLINE TARGET void NAME(scatter2)(float *grad, u32 index[8][BLOCK], float weight[8][BLOCK],
-                                  i64 n, const float *upstream, i64 stride)
-{
-    for (i64 i = 0; i < n; i++) {
-        const f2 g = *(const f2 *)(upstream + i * stride);
-        if (g[0] == 0.0f && g[1] == 0.0f) continue;
-        for (int c = 0; c < 8; c++) *(f2 *)(grad + 2 * (i64)index[c][i]) += weight[c][i] * g;
     }
 }
 
-INLINE TARGET void NAME(scatter)(float *grad, u32 index[8][BLOCK], float weight[8][BLOCK],
-                                 i64 n, int features, const float *upstream, i64 stride)
+/* Two features: both entries along x in one register, {low pair, high pair}. */
+INLINE TARGET void NAME(gather2)(const float *table, const Corners *corners, const Corners *next,
+                                 float *out)
 {
-    for (i64 i = 0; i < n; i++)
+    for (i64 i = 0; i < BLOCK; i++) {
+        if (next) NAME(fetch)(table, next, i, 2);
+        f4 sum = {0};
+        for (int k = 0; k < 4; k++) {
+            const two_pairs pairs = {PAIR(table + 2 * (i64)corners->index[2 * k][i]),
+                                     PAIR(table + 2 * (i64)corners->index[2 * k + 1][i])};
+            sum += corners->yz[k][i] * (f4)pairs;
+        }
+        const f4 high = {sum[2], sum[3], sum[2], sum[3]};
+        sum = sum - corners->x[i] * sum + corners->x[i] * high; /* exact at vertices */
+        PAIR(out + 2 * i) = ((two_pairs)sum)[0];
+    }
+}
+
+INLINE TARGET void NAME(scatter)(float *grad, const Corners *corners, const Corners *next,
+                                 int features, const float *upstream)
+{
+    for (i64 i = 0; i < BLOCK; i++) {
+        if (next) NAME(fetch)(grad, next, i, features);
         for (int f = 0; f < features; f++) {
-            const float g = upstream[i * stride + f];
+            const float g = upstream[i * features + f];
             if (g == 0.0f) continue;
-            for (int c = 0; c < 8; c++) grad[features * (i64)index[c][i] + f] += weight[c][i] * g;
+            for (int c = 0; c < 8; c++)
+                grad[features * (i64)corners->index[c][i] + f] += NAME(weight)(corners, c, i) * g;
+        }
+    }
+}
+
+/* The two entries along x differ always, hashed or dense: no sum is lost by reading both first. */
+INLINE TARGET void NAME(scatter2)(float *grad, const Corners *corners, const Corners *next,
+                                  const float *upstream)
+{
+    const f4 sign = {-1.0f, -1.0f, 1.0f, 1.0f}, one = {1.0f, 1.0f, 0.0f, 0.0f};
+    for (i64 i = 0; i < BLOCK; i++) {
+        if (next) NAME(fetch)(grad, next, i, 2);
+        const i64 bits = PAIR(upstream + 2 * i);
+        if (!(bits & 0x7fffffff7fffffff)) continue; /* both +0 or -0 */
+        const two_pairs twice = {bits, bits};
+        const f4 g = (f4)twice * (corners->x[i] * sign + one);
+        for (int k = 0; k < 4; k++) {
+            float *low = grad + 2 * (i64)corners->index[2 * k][i];
+            float *high = grad + 2 * (i64)corners->index[2 * k + 1][i];
+            const f4 share = corners->yz[k][i] * g;
+            if (low == high) { /* only where ranks say so */
+                low[0] += share[0] + share[2];
+                low[1] += share[1] + share[3];
+                continue;
+            }
+            const two_pairs pairs = {PAIR(low), PAIR(high)};
+            const two_pairs sum = (two_pairs)((f4)pairs + share);
+            PAIR(low) = sum[0];
+            PAIR(high) = sum[1];
+        }
+    }
+}
+
+/* One block of coordinates to one row per axis; zeros behind the last point. */
+INLINE void NAME(spread)(const float *x, i64 points, i64 start, float *rows, i64 stride)
+{
+    for (i64 i = start; i < start + BLOCK; i++)
+        for (int a = 0; a < 3; a++) rows[a * stride + i] = i < points ? x[3 * i + a] : 0.0f;
+}
+
+/* One block between [levels][stride][features] and [points][levels x features], `to` or from. */
+INLINE void NAME(exchange)(float *by_level, i64 stride, float *by_point, i64 points, i64 start,
+                           i64 count, i64 features, int to)
+{
+    const i64 end = start + BLOCK < points ? start + BLOCK : points;
+    for (i64 l = 0; l < count; l++)
+        for (i64 i = start; i < end; i++) {
+            float *a = by_level + (l * stride + i) * features;
+            float *b = by_point + (i * count + l) * features;
+            if (features == 2 && to) PAIR(b) = PAIR(a);
+            else if (features == 2) PAIR(a) = PAIR(b);
+            else memcpy(to ? b : a, to ? a : b, sizeof(float) * features);
         }
 }
 
-/* out[n, L * features] for points lo..hi. */
-EXPORT TARGET void NAME(hash_grid_forward)(const float *table, const float *x, const Level *levels, const i32 *ranks,
-                                           i64 count, i64 features, float *out, i64 lo, i64 hi)
+static i64 NAME(padded)(i64 points) { return (points + BLOCK - 1) / BLOCK * BLOCK; }
+
+static int NAME(fits)(Level level, i64 features)
 {
-    u32 index[8][BLOCK];
-    float weight[8][BLOCK];
-    const i64 stride = count * features;
+    const i64 side = (i64)level.cells + 1, entries = level.mask ? level.mask : side * side * side;
+    return entries * features * (i64)sizeof(float) <= IN_CACHE;
+}
+
+/* out [points][levels x features] for blocks lo..hi of points. */
+EXPORT TARGET void NAME(hash_grid_forward)(const float *table, const float *x, const Level *levels,
+                                           const i32 *ranks, i64 count, i64 features, float *out, float *scratch,
+                                           i64 points, i64 lo, i64 hi)
+{
+    Corners corners[2];
+    const i64 stride = NAME(padded)(points);
+    float *by_level = scratch + 3 * stride;
+    for (i64 b = lo; b < hi; b++) NAME(spread)(x, points, b * BLOCK, scratch, stride);
     for (i64 l = 0; l < count; l++) {
         const float *entries = table + levels[l].offset * features;
-        for (i64 start = lo; start < hi; start += BLOCK) {
-            const i64 n = hi - start < BLOCK ? hi - start : BLOCK;
-            float *target = out + start * stride + l * features;
-            NAME(corners)(x + 3 * start, n, levels[l], ranks, index, weight);
-            if (features == 2) NAME(gather2)(entries, index, weight, n, target, stride);
-            else NAME(gather)(entries, index, weight, n, (int)features, target, stride);
+        const int ahead = !NAME(fits)(levels[l], features);
+        NAME(corners)(scratch + lo * BLOCK, stride, levels[l], ranks, &corners[0]);
+        for (i64 b = lo, now = 0; b < hi; b++, now ^= 1) {
+            float *target = by_level + (l * stride + b * BLOCK) * features;
+            if (b + 1 < hi)
+                NAME(corners)(scratch + (b + 1) * BLOCK, stride, levels[l], ranks, &corners[!now]);
+            const Corners *next = ahead && b + 1 < hi ? &corners[!now] : 0;
+            if (features == 2) NAME(gather2)(entries, &corners[now], next, target);
+            else NAME(gather)(entries, &corners[now], next, (int)features, target);
         }
     }
+    for (i64 b = lo; b < hi; b++)
+        NAME(exchange)(by_level, stride, out, points, b * BLOCK, count, features, 1);
+}
+
+/* Fills `scratch` for the backward pass, blocks lo..hi of points. */
+EXPORT TARGET void NAME(hash_grid_split)(const float *upstream, const float *x, i64 count,
+                                         i64 features, float *scratch, i64 points, i64 lo, i64 hi)
+{
+    const i64 stride = NAME(padded)(points);
+    float *by_level = scratch + 3 * stride;
+    for (i64 b = lo; b < hi; b++) {
+        NAME(spread)(x, points, b * BLOCK, scratch, stride);
+        NAME(exchange)(by_level, stride, (float *)upstream, points, b * BLOCK, count, features, 0);
+    }
+    for (i64 l = 0; l < count && hi * BLOCK > points; l++)
+        memset(by_level + (l * stride + points) * features, 0,
+               sizeof(float) * (stride - points) * features);
 }
 
 /* grad += d(loss)/d(table) for levels count-1-hi .. count-1-lo (finest first): one owner per
  * level, so no atomics and the same sum in every run. */
-EXPORT TARGET void NAME(hash_grid_backward)(const float *upstream, const float *x, const Level *levels, const i32 *ranks,
-                                            i64 count, i64 features, float *grad, i64 points,
-                                            i64 lo, i64 hi)
+EXPORT TARGET void NAME(hash_grid_backward)(const float *scratch, const Level *levels,
+                                            const i32 *ranks, i64 count, i64 features, float *grad, i64 points, i64 lo, i64 hi)
 {
-    u32 index[8][BLOCK];
-    float weight[8][BLOCK];
-    const i64 stride = count * features;
+    Corners corners[2];
+    const i64 stride = NAME(padded)(points), blocks = stride / BLOCK;
     for (i64 reverse = lo; reverse < hi; reverse++) {
         const i64 l = count - 1 - reverse;
         float *entries = grad + levels[l].offset * features;
-        for (i64 start = 0; start < points; start += BLOCK) {
-            const i64 n = points - start < BLOCK ? points - start : BLOCK;
-            const float *source = upstream + start * stride + l * features;
-            NAME(corners)(x + 3 * start, n, levels[l], ranks, index, weight);
-            if (features == 2) NAME(scatter2)(entries, index, weight, n, source, stride);
-            else NAME(scatter)(entries, index, weight, n, (int)features, source, stride);
+        const int ahead = !NAME(fits)(levels[l], features);
+        NAME(corners)(scratch, stride, levels[l], ranks, &corners[0]);
+        for (i64 b = 0, now = 0; b < blocks; b++, now ^= 1) {
+            const float *source = scratch + 3 * stride + (l * stride + b * BLOCK) * features;
+            if (b + 1 < blocks)
+                NAME(corners)(scratch + (b + 1) * BLOCK, stride, levels[l], ranks, &corners[!now]);
+            const Corners *next = ahead && b + 1 < blocks ? &corners[!now] : 0;
+            if (features == 2) NAME(scatter2)(entries, &corners[now], next, source);
+            else NAME(scatter)(entries, &corners[now], next, (int)features, source);
         }
     }
 }

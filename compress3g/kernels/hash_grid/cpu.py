@@ -13,8 +13,11 @@ from .._library import INTEGER, POINTER, address, function, status
 from .._parallel import parallel_for
 from ._levels import Levels
 
-_FORWARD = (POINTER, POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER)
-_BACKWARD = (POINTER, POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER, INTEGER)
+_BLOCK = 32  # as in body.h: points that are looked up together
+_GRAIN = 1024 // _BLOCK
+_FORWARD = (*[POINTER] * 4, INTEGER, INTEGER, POINTER, POINTER, INTEGER)
+_SPLIT = (POINTER, POINTER, INTEGER, INTEGER, POINTER, INTEGER)
+_BACKWARD = (POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER, INTEGER)
 
 
 class _Level(ctypes.Structure):
@@ -40,6 +43,12 @@ def _levels(levels: Levels) -> ctypes.Array[_Level]:
     return (_Level * len(rows))(*rows)
 
 
+def _scratch(n: int, levels: Levels) -> tuple[int, Tensor]:
+    """Number of blocks of points, and room for coordinates and features of all of them."""
+    blocks = -(-n // _BLOCK)
+    return blocks, torch.empty((3 + levels.width) * blocks * _BLOCK)
+
+
 def forward(
     table: Float[Tensor, "entries features"],
     x: Float[Tensor, "n 3"],
@@ -48,10 +57,11 @@ def forward(
 ) -> Float[Tensor, "n width"]:
     """Features of all levels side by side."""
     x = x.contiguous()
+    blocks, scratch = _scratch(len(x), levels)
     out = torch.empty(len(x), levels.width)
     parallel_for(
         function("hash_grid_forward", _FORWARD),
-        len(x),
+        blocks,
         address(table),
         address(x),
         ctypes.addressof(_levels(levels)),
@@ -59,7 +69,9 @@ def forward(
         len(levels.resolutions),
         levels.features,
         address(out),
-        grain=1024,
+        address(scratch),
+        len(x),
+        grain=_GRAIN,
     )
     return out
 
@@ -74,17 +86,29 @@ def backward(
     """Adds d(loss)/d(table) to `grad`."""
     x = x.contiguous()
     count = len(levels.resolutions)
+    blocks, scratch = _scratch(len(x), levels)
     parallel_for(
-        function("hash_grid_backward", _BACKWARD),
-        count,
+        function("hash_grid_split", _SPLIT),
+        blocks,
         address(upstream),
         address(x),
-        ctypes.addressof(_levels(levels)),
-        address(ranks),
         count,
         levels.features,
-        address(grad),
+        address(scratch),
         len(x),
-        grain=1,
-        piece=1,
+        grain=_GRAIN,
     )
+    if blocks:
+        parallel_for(
+            function("hash_grid_backward", _BACKWARD),
+            count,
+            address(scratch),
+            ctypes.addressof(_levels(levels)),
+            address(ranks),
+            count,
+            levels.features,
+            address(grad),
+            len(x),
+            grain=1,
+            piece=1,
+        )

@@ -92,13 +92,14 @@ EXPORT TARGET void NAME(mlp_forward)(const float *weights, const i64 *widths, i6
         }
         for (i64 l = 0; l < layers; l++) {
             const i64 in = PAD16(widths[l]), out = PAD16(widths[l + 1]);
-            float *y = scratch[l & 1];
             const int last = l == layers - 1;
+            float *keep = last ? output : hidden ? hidden[l] : 0;
+            if (keep) keep += start * out;
+            float *y = keep && rows == ROWS ? keep : scratch[l & 1];
             NAME(product)(x, in, 1, layer[l], out, y, out, ROWS, in, out, 0);
             if (!last)
                 for (i64 i = 0; i < ROWS * out; i++) y[i] = 0.0f > y[i] ? 0.0f : y[i]; /* NaN stays */
-            float *copy = last ? output : hidden ? hidden[l] : 0;
-            if (copy) memcpy(copy + start * out, y, sizeof(float) * rows * out);
+            if (keep && y != keep) memcpy(keep, y, sizeof(float) * rows * out);
             x = y;
         }
     }
@@ -151,12 +152,13 @@ EXPORT TARGET void NAME(mlp_backward)(const float *weights, const i64 *widths, i
                 /* dW[o][i] += sum_s g[s][o] x[s][i] */
                 NAME(product)(g, 1, out, x, in, sum[l], in, out, ROWS, in, 1);
                 if (l == 0 && !input_grad) break;
-                float *back = scratch[(layers - 1 - l) & 1];
+                float *keep = l ? 0 : input_grad + start * in;
+                float *back = keep && rows == ROWS ? keep : scratch[(layers - 1 - l) & 1];
                 NAME(product)(g, out, 1, layer[l], in, back, in, ROWS, out, in, 0);
                 if (l)
                     for (i64 i = 0; i < ROWS * in; i++) back[i] = x[i] > 0.0f ? back[i] : 0.0f;
-                else
-                    memcpy(input_grad + start * in, back, sizeof(float) * rows * in);
+                else if (back != keep)
+                    memcpy(keep, back, sizeof(float) * rows * in);
                 g = back;
             }
         }

@@ -12,6 +12,8 @@ from ...errors import ConfigError
 from ..cost import spend
 from ..registry import pick
 
+_MOST_CELLS = 1290
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:
@@ -56,9 +58,11 @@ def march(
     origin and direction are in units of the cube; `bits` holds side^3 cells as `pack_bits` lays
     them out; at most `limit` samples per ray, none nearer than `near`, and none on a ray that
     leaves the cube more than 2^24 steps from its origin.
-    Raises ConfigError when `bits` has another size, `step` is not positive, or a ray is not finite
-    or has no direction.
+    Raises ConfigError when `bits` has another size, `side` is above 1290, `step` is not positive,
+    or a ray is not finite or has no direction.
     """
+    if side > _MOST_CELLS:
+        raise ConfigError(f"{side}^3 cells: at most {_MOST_CELLS}^3 can be counted in 31 bits")
     if len(bits) != -(-(side**3) // 8):
         raise ConfigError(
             f"{len(bits)} bytes of bits for {side}^3 cells: need {-(-(side**3) // 8)}"

@@ -1,4 +1,4 @@
-"""Marching in C: one pass counts, one fills; empty cells are crossed in one stride."""
+"""Marching in C: one pass counts, one fills; many lattice points are looked up at once."""
 
 from __future__ import annotations
 
