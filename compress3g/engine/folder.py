@@ -1,0 +1,52 @@
+"""Folders that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which gets its name when the block has ended well.
+
+    Every file is on disk before the rename. Raises ConfigError when `path` exists, before and after;
+    whatever else goes wrong, nothing is left behind.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            _sync(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes private folders; a result is not private
+        refuse_existing(path)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises ConfigError when there is something at `path` already."""
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{path} exists already: give another folder, or remove it first")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
