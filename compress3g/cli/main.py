@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _COMMANDS = {
     "nerf": ("compress3g.nerf.cli:app", "Train, prune, render and inspect radiance fields."),
+    "prune": ("compress3g.transformer.cli:prune", "Prune a Hugging Face transformer."),
     "doctor": ("compress3g.cli.doctor:doctor", "Say which backends run here, and what would help."),
 }
 

@@ -25,11 +25,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        for file in [*temporary.rglob("*"), temporary]:
-            _sync(file)
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes private folders; a result is not private
+        for file in [*temporary.rglob("*"), temporary]:
+            # Temporary folders and some writers' files are private; a result is not.
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+            _sync(file)
         refuse_existing(path)
         os.rename(temporary, path)
     except BaseException:
