@@ -4,16 +4,19 @@ from .allocation import by_layer, by_pq_index, pq_index, pq_kept
 from .amp import Contributions, amp
 from .block_influence import block_influence
 from .flap import flap
+from .hesso import GradualShrink, hesso, learn_hesso, mixed_score
 from .magnitude import magnitude
 from .observe import Stats, observe
+from .pdp import learn_pdp, norms, soft_masks
 from .random import random
-from .table import CRITERIA, Criterion, Evidence, gather
+from .table import CRITERIA, Criterion, Evidence, gather, score
 from .taylor import fisher, taylor, taylor_signed
+from .vib import VIBGates, learn_vib
 from .wanda import wanda
 
 __all__ = [
-    "CRITERIA", "Contributions", "Criterion", "Evidence", "Stats", "amp", "block_influence",
-    "by_layer", "by_pq_index",
-    "fisher", "flap", "gather", "magnitude", "observe", "pq_index", "pq_kept", "random", "taylor",
-    "taylor_signed", "wanda",
+    "CRITERIA", "Contributions", "Criterion", "Evidence", "GradualShrink", "Stats", "VIBGates",
+    "amp", "block_influence", "by_layer", "by_pq_index", "fisher", "flap", "gather", "hesso",
+    "learn_hesso", "learn_pdp", "learn_vib", "magnitude", "mixed_score", "norms", "observe",
+    "pq_index", "pq_kept", "random", "score", "soft_masks", "taylor", "taylor_signed", "wanda",
 ]  # fmt: skip

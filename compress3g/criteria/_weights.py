@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from ..core import Cut, Gates, Units
 from ..core._layout import layout_of
+
+Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 
 def weights_of(
@@ -41,3 +45,8 @@ def summed(
 def features(values: Float[Tensor, "f"], u: Units, cut: Cut) -> Float[Tensor, "size chunk"]:
     """A number per input feature of a reader, laid out by unit."""
     return values[cut.slots(torch.arange(u.size, device=values.device))].view(u.size, cut.chunk)
+
+
+def cycle(batches: Sequence[Any]) -> Iterator[Any]:
+    """The batches again and again."""
+    return itertools.cycle(batches)

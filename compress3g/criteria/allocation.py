@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from ..core import Budget, Gates, Keep, Units
@@ -18,11 +17,11 @@ def best(scores: Tensor, count: int) -> Tensor:
 
 
 def by_layer(scores: Gates, units: Sequence[Units], budget: Budget) -> Keep:
-    """Every layer keeps the same share of its cost (AMP, 2504.21174, without its rounding of heads).
+    """Every layer keeps the same share of its cost (AMP, 2504.21174).
 
-    A layer is what shares `Units.inside`. In the order of size, small groups first: the best round
-    (keep n) of each group; the last and largest group (the neurons) makes up for what rounding heads
-    gave away or took. Raises BudgetError when even that cannot meet the layer's budget.
+    A layer is what shares `Units.inside`. Small groups first: the best round(keep n) of each; the
+    largest group (the neurons) makes up for what rounding the heads gave away or took.
+    Raises BudgetError when even that cannot meet the layer's budget.
     """
     layers: dict[str, list[Units]] = {}
     for u in units:
@@ -54,8 +53,9 @@ def pq_index(w: Tensor, *, p: float = 0.5, q: float = 1.0) -> float:
     if not bool(size.any()):
         return 0.0
     size = size / size.max()
-    norm_p, norm_q = (float(size.pow(r).sum()) ** (1 / r) for r in (p, q))
-    return max(0.0, 1 - len(size) ** (1 / q - 1 / p) * norm_p / norm_q)
+    norm_p, norm_q = (float(size.pow(r).sum().pow(1 / r)) for r in (p, q))
+    scale = float(len(size) ** (1 / q - 1 / p))
+    return max(0.0, 1 - scale * norm_p / norm_q)
 
 
 def pq_kept(
@@ -72,7 +72,8 @@ def pq_kept(
     r = d (1 + eta)^(-q/(q-p)) (1 - I)^(pq/(q-p));  floor(d min(gamma (1 - r/d), beta)) are pruned.
     """
     d = len(w)
-    r = d * (1 + eta) ** (-q / (q - p)) * (1 - pq_index(w, p=p, q=q)) ** (p * q / (q - p))
+    wide = float((1 + eta) ** (-q / (q - p)))
+    r = d * wide * float((1 - pq_index(w, p=p, q=q)) ** (p * q / (q - p)))
     share = min(max(gamma * (1 - r / d), 0.0), beta)
     return d - math.floor(d * share)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ def block_influence(states: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "la
     >>> block_influence([x, x, -x])
     tensor([0., 2.])
     """
-    pairs = zip(states, states[1:], strict=False)
-    cosines = [F.cosine_similarity(a.double(), b.double(), dim=-1).mean() for a, b in pairs]
+    cosines = [
+        F.cosine_similarity(a.double(), b.double(), dim=-1).mean() for a, b in pairwise(states)
+    ]
     return (1 - torch.stack(cosines)).float()

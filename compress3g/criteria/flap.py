@@ -21,6 +21,8 @@ def flap(model: nn.Module, units: Sequence[Units], stats: Stats) -> Gates:
     """
     return summed(
         units,
-        lambda u, cut: weights_of(model, cut, u.size).square().sum(2).cpu()
-        * features(stats.variance[cut.module], u, cut).cpu(),
+        lambda u, cut: (
+            weights_of(model, cut, u.size).square().sum(2).cpu()
+            * features(stats.variance[cut.module], u, cut).cpu()
+        ),
     )

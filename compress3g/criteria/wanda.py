@@ -19,6 +19,8 @@ def wanda(model: nn.Module, units: Sequence[Units], stats: Stats) -> Gates:
     """
     return summed(
         units,
-        lambda u, cut: weights_of(model, cut, u.size).abs().sum(2).cpu()
-        * features(stats.square[cut.module], u, cut).sqrt().cpu(),
+        lambda u, cut: (
+            weights_of(model, cut, u.size).abs().sum(2).cpu()
+            * features(stats.square[cut.module], u, cut).sqrt().cpu()
+        ),
     )

@@ -16,8 +16,8 @@ from ..errors import ConfigError
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which gets its name when the block has ended well.
 
-    Every file is on disk before the rename. Raises ConfigError when `path` exists, before and after;
-    whatever else goes wrong, nothing is left behind.
+    Every file is on disk before the rename. Raises ConfigError when `path` exists; whatever goes
+    wrong, nothing is left behind.
     """
     path = Path(path)
     refuse_existing(path)

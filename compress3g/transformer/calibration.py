@@ -15,9 +15,11 @@ from jaxtyping import Bool, Float
 from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor, nn
 
-from ..errors import ConfigError, require
+from ..errors import ConfigError
+from .pretrained import load_tokenizer
 
 Batch: TypeAlias = dict[str, Tensor]
+Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 Task: TypeAlias = Literal["causal", "masked", "classes", "features"]
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _MASKED = 0.15  # share of tokens, BERT 1810.04805
@@ -76,10 +78,36 @@ class Calibration:
         size = signs.square().sum((1, 2))
         return ((states * signs).sum((1, 2)) / size.sqrt()).mean()
 
+    @torch.no_grad()
+    def lesson(self, model: nn.Module) -> tuple[list[Batch], Loss]:
+        """Batches and a loss to train gates with; least, as far as is known, at the dense model.
+
+        Language models have theirs; the others imitate the dense model: its distribution over
+        classes (cross-entropy), or its last hidden states (squared error over their energy).
+        """
+        if self.signed:
+            return list(self.batches), self.loss
+        taught = []
+        for batch in self.batches:
+            out = self.run(model, batch)
+            soft = out.logits.float().softmax(-1) if self.task == "classes" else None
+            target = out.last_hidden_state.float() if soft is None else soft
+            taught.append({**batch, "target": target})
+        return taught, self._imitation
+
+    def _imitation(self, model: nn.Module, batch: Batch) -> Tensor:
+        out, target = self.run(model, batch), batch["target"]
+        if self.task == "classes":
+            return F.cross_entropy(out.logits.float(), target)
+        gap, energy = (out.last_hidden_state.float() - target).square(), target.square()
+        if self.padded:
+            gap, energy = gap[self.valid(batch)], energy[self.valid(batch)]
+        return gap.sum() / energy.sum()
+
 
 def inputs_of(batch: Batch) -> Batch:
-    """What the model is given: everything but labels."""
-    return {name: t for name, t in batch.items() if name != "labels"}
+    """What the model is given: everything but labels and targets."""
+    return {name: t for name, t in batch.items() if name not in ("labels", "target")}
 
 
 def _per_sample(logits: Tensor, labels: Tensor) -> Float[Tensor, "b"]:
@@ -95,7 +123,7 @@ def task_of(model: Any) -> Task:
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise ConfigError(
-            f"{kind} is an encoder-decoder, whose calibration needs pairs of texts: take its encoder"
+            f"{kind} is an encoder-decoder, which is calibrated with pairs of texts: take its encoder"
         )
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal"
@@ -131,9 +159,9 @@ def calibrate(
         return Calibration(parts, task, False, generator)
     if model.main_input_name != "input_ids":
         raise ConfigError(
-            f"{type(model).__name__} takes {model.main_input_name}: calibration knows text and images"
+            f"{type(model).__name__} takes {model.main_input_name}: only text and images are known"
         )
-    texts, tokenizer = _texts(data), _tokenizer(folder)
+    texts, tokenizer = _texts(data), load_tokenizer(folder)
     if task == "causal":
         whole = _blocks(tokenizer, texts, samples, length, generator)
     else:
@@ -160,18 +188,6 @@ def _texts(file: Path) -> list[str]:
     return texts
 
 
-def _tokenizer(folder: Path) -> Any:
-    transformers = require("transformers", extra="peft", purpose="Hugging Face models")
-    gguf = next((f.name for f in folder.glob("*.gguf")), None)
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, **({} if gguf is None else {"gguf_file": gguf})
-        )
-    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{folder} has no tokenizer that loads: {reason}") from None
-
-
 def _drawn(count: int, samples: int, generator: Generator) -> list[int]:
     drawn: list[int] = torch.randperm(count, generator=generator)[:samples].tolist()
     return drawn
@@ -183,7 +199,9 @@ def _blocks(
     ids = torch.tensor(tokenizer("\n".join(texts), verbose=False)["input_ids"])
     if len(ids) < 2:
         raise ConfigError("the calibration text is less than two tokens: give more of it")
-    blocks = ids[: len(ids) // length * length].view(-1, length) if len(ids) >= length else ids[None]
+    blocks = (
+        ids[: len(ids) // length * length].view(-1, length) if len(ids) >= length else ids[None]
+    )
     chosen = blocks[_drawn(len(blocks), samples, generator)]
     return {"input_ids": chosen, "attention_mask": torch.ones_like(chosen)}
 
@@ -194,14 +212,12 @@ def _lines(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     chosen = [texts[i] for i in _drawn(len(texts), samples, generator)]
-    made = tokenizer(
-        chosen, truncation=True, max_length=length, padding=True, return_tensors="pt"
-    )
+    made = tokenizer(chosen, truncation=True, max_length=length, padding=True, return_tensors="pt")
     return {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}
 
 
 def _hide(tokenizer: Any, whole: Batch, data: Path, generator: Generator) -> Batch:
-    """Hides tokens behind the mask token, at least one of every sample; labels say what they were."""
+    """Hides tokens behind the mask token, at least one of every sample; labels keep them."""
     if tokenizer.mask_token_id is None:
         raise ConfigError("the tokenizer has no mask token, which a masked language model needs")
     ids, real = whole["input_ids"], whole["attention_mask"].bool()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..engine.options import options_from, resolve
-from .prune import Pruned, PruneConfig
+from .prune import PruneConfig, Pruned
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

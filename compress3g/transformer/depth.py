@@ -31,9 +31,7 @@ def layers_of(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def influence(
-    model: Any, batches: Iterable[dict[str, Tensor]], valid: Any
-) -> dict[str, float]:
+def influence(model: Any, batches: Iterable[dict[str, Tensor]], valid: Any) -> dict[str, float]:
     """Every layer's block influence over all valid tokens of the batches."""
     names = layers_of(model)
     total, count = torch.zeros(len(names), dtype=torch.float64), 0
@@ -64,9 +62,7 @@ def drop_layers(model: Any, names: Iterable[str]) -> Any:
     if not set(every) - gone:
         raise BudgetError(f"all {len(every)} layers would go: at least one must stay")
     blocks = [u for u in units_of(model, depth=True) if u.bypass is not None]
-    keep = {
-        u.name: torch.arange(0 if u.bypass in gone else 1) for u in blocks
-    }
+    keep = {u.name: torch.arange(0 if u.bypass in gone else 1) for u in blocks}
     materialize(model, blocks, keep)
     stack = every[0].rpartition(".")[0]
     layers = model.get_submodule(stack)
@@ -77,7 +73,9 @@ def drop_layers(model: Any, names: Iterable[str]) -> Any:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-    for holder in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+    for holder in {
+        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
+    }.values():
         _shorten(holder, len(every), kept)
     return model
 

@@ -54,10 +54,29 @@ def save_pretrained(
         save_file(tensors, temporary / _WEIGHTS, metadata)
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(temporary)
-        for pattern in _BESIDE if source is not None else ():
-            for file in sorted(Path(source or "").glob(pattern)):
-                if file.is_file():
-                    shutil.copyfile(file, temporary / file.name)
+        if source is not None:
+            _copy_beside(Path(source), temporary)
+
+
+def _copy_beside(source: Path, folder: Path) -> None:
+    for pattern in _BESIDE:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
+    if next(source.glob("*.gguf"), None) is not None:  # the tokenizer is inside
+        load_tokenizer(source).save_pretrained(folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder. Raises ConfigError when there is none."""
+    transformers = require("transformers", extra="peft", purpose="Hugging Face models")
+    gguf = None if (folder / "config.json").is_file() else next(folder.glob("*.gguf"), None)
+    options = {} if gguf is None else {"gguf_file": gguf.name}
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{folder} has no tokenizer that loads: {reason}") from None
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -120,8 +139,8 @@ def is_pruned(config: Any) -> bool:
 def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:
     """The model in a folder that `compress3g prune` wrote, in evaluation mode.
 
-    Its dense weights are never allocated. Raises ConfigError for what is no model folder, FormatError
-    when it was not pruned here, is damaged, or this version of transformers builds another model.
+    Its dense weights are never allocated. Raises ConfigError for what is no model folder,
+    FormatError when it was not pruned here, is damaged, or transformers builds another model.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -129,13 +148,17 @@ def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
         raise FormatError(f"{folder} was not pruned by compress3g: load it with transformers")
     about = getattr(config, _KEY)
     if about.get("format") != _FORMAT:
-        raise FormatError(f"{folder} has format {about.get('format')}, this version reads {_FORMAT}")
+        raise FormatError(
+            f"{folder} has format {about.get('format')}, this version reads {_FORMAT}"
+        )
     model = skeleton(config, model_class(config, folder))
     units = units_of(model)
     if about["digest"] != digest(units) or about["kept"].keys() != {u.name for u in units}:
         pairs = itertools.zip_longest(about["kept"], [u.name for u in units])
         there, here = next((p for p in pairs if p[0] != p[1]), ("other sizes", "these"))
-        raise FormatError(f"{folder} was pruned from another model: it has {there}, this one {here}")
+        raise FormatError(
+            f"{folder} was pruned from another model: it has {there}, this one {here}"
+        )
     # Which units stay is decided; the shapes alone depend on how many.
     materialize(model, units, {u.name: torch.arange(about["kept"][u.name]) for u in units})
     tensors, ties = _read(folder / _WEIGHTS, device)
@@ -160,6 +183,8 @@ def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], di
     except FileNotFoundError:
         raise FormatError(f"{path} does not exist") from None
     except KeyError:
-        raise FormatError(f"{path} was not written by compress3g: its metadata is missing") from None
+        raise FormatError(
+            f"{path} was not written by compress3g: its metadata is missing"
+        ) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{path} is damaged ({error}): prune again") from None

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from ..core import Budget, Keep, Units, materialize, price, select
-from ..criteria import CRITERIA, Criterion, by_layer, by_pq_index, gather
+from ..core import Budget, Gates, Keep, Units, materialize, price, select
+from ..criteria import CRITERIA, Criterion, by_layer, by_pq_index, gather, score
 from ..engine.run import seed as seeded
 from ..errors import BudgetError, ConfigError, require
 from .calibration import Calibration, calibrate, inputs_of, trial
@@ -39,6 +38,7 @@ class PruneConfig:
     )
     drop_layers: int = _of(0, "Whole layers to drop first, those of least block influence.")
     multiple_of: int = _of(1, "Kept neurons of a layer are a multiple of this.")
+    steps: int = _of(100, "Of training, for criteria that train gates (hesso, vib, pdp).")
     samples: int = _of(128, "Texts, blocks of text or images to calibrate with.")
     length: int = _of(128, "Tokens per sample.")
     batch: int = _of(8, "Samples at a time.")
@@ -55,7 +55,7 @@ class PruneConfig:
             )
         if not 0 < self.keep <= 1:
             raise ConfigError(f"--keep {self.keep} is not a share in (0, 1]")
-        for name in ("samples", "length", "batch", "multiple_of"):
+        for name in ("steps", "samples", "length", "batch", "multiple_of"):
             least = 2 if name == "length" else 1
             if getattr(self, name) < least:
                 flag = f"--{name.replace('_', '-')}"
@@ -68,7 +68,7 @@ class PruneConfig:
 class Pruned:
     """A pruned model and what was done to it.
 
-    kept: units left of each group, and of how many; dropped: names of layers, as in the dense model;
+    kept: units left of each group, and of how many; dropped: layers, named as in the dense model;
     params: of the whole model before and after; share: of the prunable cost that is left.
     """
 
@@ -119,14 +119,11 @@ def open_model(folder: Path, *, dtype: str = "auto", device: torch.device) -> An
         raise ConfigError(f"{folder} cannot be loaded: {reason}") from None
 
 
-def prune(
-    model: Any, folder: Path, data: Path | None, config: PruneConfig
-) -> Pruned:
+def prune(model: Any, folder: Path, data: Path | None, config: PruneConfig) -> Pruned:
     """The model, in place, without what the criterion thinks least of.
 
     folder: with the tokenizer or image processor; data: what `calibrate` reads, needed by criteria
-    that look at data, by --drop-layers and by --budget flops. Raises ConfigError and BudgetError, one
-    line each, before anything is changed.
+    that look at data, by --drop-layers and by --budget flops. Raises ConfigError and BudgetError.
     """
     start, criterion = time.monotonic(), CRITERIA[config.criterion]
     units = units_of(model, depth=True)
@@ -142,11 +139,11 @@ def prune(
         units = [u for u in units_of(model, depth=True) if u.bypass is None]
         units = price(model, units, flops)
     budget = Budget(_share(units, whole, config), config.budget)
-    scores, means = _scores(model, units, criterion, calibration, config)
+    scores, gates, means = _scores(model, units, criterion, calibration, budget, config)
     keep = _multiples(scores, _keep(scores, units, budget, criterion, config), units, config)
     kept = {u.name: (len(keep[u.name]), u.size) for u in units}
     left = sum(u.cost[config.budget] * len(keep[u.name]) for u in units)
-    materialize(model, units, keep, means=means)
+    materialize(model, units, keep, gates=gates, means=means)
     after = sum(p.numel() for p in model.parameters())
     seconds = time.monotonic() - start
     return Pruned(model, kept, dropped, (params, after), left / whole, seconds, config)
@@ -186,9 +183,7 @@ def _calibration(
     return made
 
 
-def _drop(
-    model: Any, calibration: Calibration | None, config: PruneConfig
-) -> tuple[str, ...]:
+def _drop(model: Any, calibration: Calibration | None, config: PruneConfig) -> tuple[str, ...]:
     if not config.drop_layers or calibration is None:
         return ()
     names = layers_of(model)
@@ -219,9 +214,10 @@ def _scores(
     units: Sequence[Units],
     criterion: Criterion,
     calibration: Calibration | None,
+    budget: Budget,
     config: PruneConfig,
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    generator = torch.Generator().manual_seed(config.seed)
+) -> tuple[Gates, Gates | None, Gates | None]:
+    """Scores, multipliers of what stays, and means of what goes."""
     learnable = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
     try:
@@ -229,21 +225,30 @@ def _scores(
             model,
             units,
             [criterion],
-            () if calibration is None else calibration.batches,
-            loss=None if calibration is None else calibration.loss,
-            run=None if calibration is None else calibration.run,
-            valid=calibration.valid if calibration is not None and calibration.padded else None,
-            generator=generator,
+            **({} if calibration is None else _passes(model, criterion, calibration)),
+            generator=torch.Generator().manual_seed(config.seed),
+            budget=budget,
+            steps=config.steps,
         )
+        scores, gates = score(criterion, evidence)
     finally:
         for p in learnable:
             p.requires_grad_(True)
-    scores = {name: s.cpu() for name, s in criterion.scores(evidence).items()}
-    return scores, evidence.seen.mean if criterion.compensate else None
+    return scores, gates, evidence.seen.mean if criterion.compensate else None
+
+
+def _passes(model: Any, criterion: Criterion, calibration: Calibration) -> dict[str, Any]:
+    """How `gather` runs the calibration data."""
+    batches: Sequence[Any] = calibration.batches
+    loss: Any = calibration.loss
+    if criterion.needs == "steps":
+        batches, loss = calibration.lesson(model)
+    valid = calibration.valid if calibration.padded else None
+    return {"batches": batches, "loss": loss, "run": calibration.run, "valid": valid}
 
 
 def _keep(
-    scores: dict[str, Tensor],
+    scores: Gates,
     units: Sequence[Units],
     budget: Budget,
     criterion: Criterion,
@@ -255,14 +260,10 @@ def _keep(
     if scope == "pq":
         return by_pq_index(scores, units, budget)
     flat = [replace(u, inside=None) for u in units]
-    return select(
-        scores, flat, budget, normalize=criterion.normalize, per_cost=criterion.per_cost
-    )
+    return select(scores, flat, budget, normalize=criterion.normalize, per_cost=criterion.per_cost)
 
 
-def _multiples(
-    scores: dict[str, Tensor], keep: Keep, units: Sequence[Units], config: PruneConfig
-) -> Keep:
+def _multiples(scores: Gates, keep: Keep, units: Sequence[Units], config: PruneConfig) -> Keep:
     """Neurons rounded to the multiple, within their group's ranking; heads stay as they are."""
     if config.multiple_of == 1:
         return keep
