@@ -137,7 +137,7 @@ class _Watch:
     def differentiate(self, loss: Tensor) -> None:
         """Add this batch's gradients at the gates."""
         if not bool(loss.isfinite()):
-            raise ScoreError(f"the calibration loss is {float(loss)}: check the data")
+            raise ScoreError(f"the calibration loss is {float(loss.detach())}: check the data")
         leaves, self._leaves = self._leaves, []
         found = torch.autograd.grad(loss, [g for _, g in leaves], allow_unused=True)
         each: dict[str, Tensor] = {}

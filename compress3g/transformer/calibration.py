@@ -102,7 +102,8 @@ class Calibration:
         gap, energy = (out.last_hidden_state.float() - target).square(), target.square()
         if self.padded:
             gap, energy = gap[self.valid(batch)], energy[self.valid(batch)]
-        return gap.sum() / energy.sum()
+        error: Tensor = gap.sum() / energy.sum()
+        return error
 
 
 def inputs_of(batch: Batch) -> Batch:
@@ -123,7 +124,7 @@ def task_of(model: Any) -> Task:
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise ConfigError(
-            f"{kind} is an encoder-decoder, which is calibrated with pairs of texts: take its encoder"
+            f"{kind} is an encoder-decoder, calibrated with pairs of texts: take its encoder"
         )
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal"

@@ -39,7 +39,7 @@ def influence(model: Any, batches: Iterable[dict[str, Tensor]], valid: Any) -> d
         states = model(**batch, output_hidden_states=True).hidden_states
         if len(states) != len(names) + 1:
             raise ConfigError(
-                f"{type(model).__name__} returns {len(states)} hidden states for {len(names)} layers"
+                f"{type(model).__name__} has {len(names)} layers but {len(states)} hidden states"
             )
         rows = _rows(states, None if valid is None else valid(batch))
         total += block_influence(rows).double().cpu() * len(rows[0])
