@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ..core import Budget, Gates, Units
+from ..core import Budget, Gates, Keep, Units, select
 from ._weights import Loss
+from .allocation import by_layer, by_pq_index
 from .amp import Contributions, amp
 from .flap import flap
 from .hesso import learn_hesso
@@ -25,6 +26,7 @@ from .wanda import wanda
 
 Needs: TypeAlias = Literal["nothing", "forward", "loss", "steps"]
 Scope: TypeAlias = Literal["global", "layer"]
+Allocation: TypeAlias = Literal["auto", "global", "layer", "pq"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Criterion:
 
     paper: arXiv id; needs: nothing, a forward pass, a loss too, or steps of training under a loss
     that is least at the dense model; scores: also with multipliers to fold into what stays;
-    signed: means nothing where the loss has no direction (a drawn label or projection);
+    signed: first order, which means nothing where a loss has no direction (drawn labels,
+    projections);
     contributions: needs `Contributions`; scope, normalize, per_cost: how its scores are meant to be
     compared; compensate: readers' biases take over the mean of what goes.
     """
@@ -106,7 +109,7 @@ CRITERIA: Mapping[str, Criterion] = {
         normalize="z",
         compensate=True,
     ),
-    "taylor": Criterion("1905.10650", "loss", lambda e: taylor(e.seen), per_cost=True),
+    "taylor": Criterion("1905.10650", "loss", lambda e: taylor(e.seen), signed=True, per_cost=True),
     "taylor_signed": Criterion(
         "1906.10771", "loss", lambda e: taylor_signed(e.seen), signed=True, per_cost=True
     ),
@@ -139,6 +142,28 @@ def score(criterion: Criterion, evidence: Evidence) -> tuple[Gates, Gates | None
     found = criterion.scores(evidence)
     scores, multipliers = found if isinstance(found, tuple) else (found, None)
     return {name: s.cpu() for name, s in scores.items()}, multipliers
+
+
+def choose(
+    scores: Gates,
+    units: Sequence[Units],
+    budget: Budget,
+    criterion: Criterion,
+    allocation: Allocation = "auto",
+) -> Keep:
+    """The units that stay within the budget.
+
+    allocation: "global" ranks the units of the whole model as the criterion says, "layer" takes the
+    same share of every layer, "pq" goes by the PQ index of each group's scores, "auto" does as the
+    criterion's paper.
+    """
+    scope = criterion.scope if allocation == "auto" else allocation
+    if scope == "layer":
+        return by_layer(scores, units, budget)
+    if scope == "pq":
+        return by_pq_index(scores, units, budget)
+    flat = [replace(u, inside=None) for u in units]  # layers that hold them are not up for choice
+    return select(scores, flat, budget, normalize=criterion.normalize, per_cost=criterion.per_cost)
 
 
 def gather(

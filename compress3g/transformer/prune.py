@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ..core import Budget, Gates, Keep, Units, materialize, price, select
-from ..criteria import CRITERIA, Criterion, by_layer, by_pq_index, gather, score
+from ..criteria import CRITERIA, Criterion, choose, gather, score
 from ..engine.run import seed as seeded
 from ..errors import BudgetError, ConfigError, require
 from .calibration import Calibration, calibrate, inputs_of, trial
@@ -140,7 +140,8 @@ def prune(model: Any, folder: Path, data: Path | None, config: PruneConfig) -> P
         units = price(model, units, flops)
     budget = Budget(_share(units, whole, config), config.budget)
     scores, gates, means = _scores(model, units, criterion, calibration, budget, config)
-    keep = _multiples(scores, _keep(scores, units, budget, criterion, config), units, config)
+    keep = choose(scores, units, budget, criterion, config.scope)
+    keep = _multiples(scores, keep, units, config)
     kept = {u.name: (len(keep[u.name]), u.size) for u in units}
     left = sum(u.cost[config.budget] * len(keep[u.name]) for u in units)
     materialize(model, units, keep, gates=gates, means=means)
@@ -178,7 +179,7 @@ def _calibration(
     if criterion.signed and not made.signed:
         raise ConfigError(
             f"--criterion {config.criterion} needs a language model's loss, and "
-            f"{type(model).__name__} has none: use fisher or taylor"
+            f"{type(model).__name__} has none: use fisher"
         )
     return made
 
@@ -245,22 +246,6 @@ def _passes(model: Any, criterion: Criterion, calibration: Calibration) -> dict[
         batches, loss = calibration.lesson(model)
     valid = calibration.valid if calibration.padded else None
     return {"batches": batches, "loss": loss, "run": calibration.run, "valid": valid}
-
-
-def _keep(
-    scores: Gates,
-    units: Sequence[Units],
-    budget: Budget,
-    criterion: Criterion,
-    config: PruneConfig,
-) -> Keep:
-    scope = criterion.scope if config.scope == "auto" else config.scope
-    if scope == "layer":
-        return by_layer(scores, units, budget)
-    if scope == "pq":
-        return by_pq_index(scores, units, budget)
-    flat = [replace(u, inside=None) for u in units]
-    return select(scores, flat, budget, normalize=criterion.normalize, per_cost=criterion.per_cost)
 
 
 def _multiples(scores: Gates, keep: Keep, units: Sequence[Units], config: PruneConfig) -> Keep:
