@@ -7,23 +7,8 @@ from typing import Any
 
 import torch
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "house",
-    "river",
-    "runs",
-    "sleeps",
-    "over",
-    "under",
-    "green",
-    "old",
-    "and",
-    "slowly",
-    "quick",
-]
+WORDS = ["the", "a", "cat", "dog", "house", "river", "runs", "sleeps", "over", "under"]
+WORDS += ["green", "old", "and", "slowly", "quick"]
 _SIZES: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 32,
