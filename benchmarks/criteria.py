@@ -289,7 +289,6 @@ def main() -> None:
         "--only", choices=["minilm", "smollm2"], help="one model; what is stored of the other stays"
     )
     options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     started = time.process_time()
     runs = {"minilm": ("MiniLM", minilm), "smollm2": ("SmolLM2", smollm2)}
     fresh = {

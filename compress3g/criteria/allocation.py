@@ -21,23 +21,30 @@ def by_layer(scores: Gates, units: Sequence[Units], budget: Budget) -> Keep:
 
     A layer is what shares `Units.inside`. Small groups first: the best round(keep n) of each; the
     largest group (the neurons) makes up for what rounding the heads gave away or took.
-    Raises BudgetError when even that cannot meet the layer's budget.
+    Raises BudgetError with the smallest feasible share when the floors of a layer do not fit.
     """
     layers: dict[str, list[Units]] = {}
     for u in units:
         layers.setdefault(u.inside or u.name, []).append(u)
     keep: Keep = {}
     for layer, members in layers.items():
-        left = budget.keep * sum(u.cost[budget.kind] * u.size for u in members) * (1 + 1e-9)
-        *rounded, last = sorted(members, key=lambda u: u.size)
-        for u in rounded:
-            count = max(budget.floor, min(u.size, round(budget.keep * u.size)))
+        floors = [(u, min(budget.floor, u.size) * u.cost[budget.kind]) for u in members]
+        whole = sum(u.cost[budget.kind] * u.size for u in members)
+        left, reserved = budget.keep * whole * (1 + 1e-9), sum(cost for _, cost in floors)
+        if reserved > left:
+            raise BudgetError(
+                f"{layer} cannot keep {budget.keep} of its {budget.kind}: the smallest that is "
+                f"feasible is {reserved / whole + 5e-5:.4f}"
+            )
+        *rounded, last = sorted(floors, key=lambda pair: pair[0].size)
+        for u, floor in rounded:
+            reserved -= floor
+            fits = math.floor((left - reserved) / u.cost[budget.kind])
+            count = max(min(budget.floor, u.size), min(round(budget.keep * u.size), fits))
             keep[u.name] = best(scores[u.name], count)
             left -= count * u.cost[budget.kind]
-        count = min(last.size, math.floor(left / last.cost[budget.kind]))
-        if count < budget.floor:
-            raise BudgetError(f"{layer} cannot keep {budget.keep} of its {budget.kind}: keep more")
-        keep[last.name] = best(scores[last.name], count)
+        fits = math.floor(left / last[0].cost[budget.kind])
+        keep[last[0].name] = best(scores[last[0].name], min(last[0].size, fits))
     return {u.name: keep[u.name] for u in units}
 
 

@@ -87,3 +87,6 @@ def _shorten(config: Any, before: int, kept: Sequence[int]) -> None:
             setattr(config, name, [values[i] for i in kept])
     if getattr(config, "num_hidden_layers", None) == before:
         config.num_hidden_layers = len(kept)
+        if hasattr(config, "stage_names"):  # a backbone (DINOv2): one stage per layer
+            config.stage_names = config.stage_names[: len(kept) + 1]
+            config.out_features = config.stage_names[-1:]

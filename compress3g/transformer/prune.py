@@ -145,6 +145,8 @@ def prune(model: Any, folder: Path, data: Path | None, config: PruneConfig) -> P
     kept = {u.name: (len(keep[u.name]), u.size) for u in units}
     left = sum(u.cost[config.budget] * len(keep[u.name]) for u in units)
     materialize(model, units, keep, gates=gates, means=means)
+    if calibration is not None:
+        trial(model, calibration)  # a model that no longer runs must not be written
     after = sum(p.numel() for p in model.parameters())
     seconds = time.monotonic() - start
     return Pruned(model, kept, dropped, (params, after), left / whole, seconds, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -246,3 +247,11 @@ def test_first_order_scores_predict_a_small_change_of_the_gate():
                     change.append(float(loss(model, batch)))
             slope = (change[0] - change[1]) / (2 * step)
             assert slope == pytest.approx(float(stats.gradient[u.name][i]), rel=2e-2, abs=1e-5)
+
+
+def test_the_documentation_lists_every_criterion_with_what_it_needs():
+    page = Path(__file__).parents[2] / "docs" / "criteria.md"
+    rows = [[c.strip() for c in r.split("|")[1:4]] for r in page.read_text().splitlines()]
+    needs = {r[0].strip("`"): (r[1], r[2].removeprefix("a ")) for r in rows if len(r) == 3}
+    for name, criterion in CRITERIA.items():
+        assert needs[name] == (criterion.paper.strip("-"), criterion.needs)
