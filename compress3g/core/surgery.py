@@ -177,6 +177,8 @@ def _compensate(
             if cut.module not in means:
                 raise SiteError(f"{cut.module} has no mean input: observe it with these units")
             reader, weight, columns = _columns(model, cut, _gone(u, keep))
+            if not len(columns):  # nothing to take over: no new bias of zeros
+                continue
             lost = (
                 weight[columns].float().flatten(2).sum(-1) if weight.dim() > 2 else weight[columns]
             )
