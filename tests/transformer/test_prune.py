@@ -358,3 +358,9 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
     with atomic_folder(tmp_path / "out") as folder:
         (folder / "whole").write_text("x")
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
+def test_flap_adds_biases_only_where_something_went(given):
+    config = PruneConfig(criterion="flap", keep=1.0, samples=8, length=10)
+    done = prune(folders.model("decoder"), given["decoder"], given["text"], config)
+    assert done.params[0] == done.params[1]
