@@ -232,6 +232,24 @@ def test_scores_match_their_formulas_in_float64():
                 assert float(found[name][u.name][i]) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_magnitude_is_the_norm_of_each_unit():
+    model = decoder(6)
+    plain, both = (scores_of(n, model, []) for n in ("magnitude", "magnitude_both"))
+    for u in priced(model):
+        weight, cut = columns(model, u)
+        for i in range(u.size):
+            read = weight[:, cut.slots(torch.tensor([i]))].double().norm()
+            written = torch.cat(
+                [
+                    model.get_parameter(f"{w.module}.weight")[w.slots(torch.tensor([i]))].flatten()
+                    for w in u.writes
+                ]
+            ).norm()
+            assert float(plain[u.name][i]) == pytest.approx(float(read), rel=1e-5)
+            expected = float((read * written).sqrt())
+            assert float(both[u.name][i]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_first_order_scores_predict_a_small_change_of_the_gate():
     model, (batch,) = decoder(7), joined(samples(8), 8)
     units = priced(model)
