@@ -100,9 +100,7 @@ class ADMM:
     def penalty(self, m: Gates) -> Float[Tensor, ""]:
         """rho/2 ||m - a + u||^2, differentiable in m only; 0 before the first update."""
         terms = [(m[n] - self._a[n] + self._u[n]).square().sum() for n in self._a]
-        if not terms:
-            return torch.zeros((), device=next(iter(m.values())).device)
-        return self.rho / 2 * torch.stack(terms).sum()
+        return self.rho / 2 * sum(terms, torch.zeros((), device=next(iter(m.values())).device))
 
     @torch.no_grad()
     def update(self, m: Gates) -> Residual:

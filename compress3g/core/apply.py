@@ -193,8 +193,7 @@ def gated(
 
     gates: (n,) shared by the batch, or (b, n), one row per sample; a batch r times as large (as
     classifier-free guidance makes) repeats the rows. A callable is asked once per forward of the
-    model: fresh noise per step, the same at every site. Draw gates outside of checkpointed regions,
-    or recomputation sees other noise.
+    model: fresh noise per step, the same at every site and in recomputed regions.
     via="input" multiplies what readers are given; via="weight" multiplies their weight's columns,
     for fused kernels that read `.weight` and never call the reader. Bypassed modules return
     skip + g (out - skip) either way.

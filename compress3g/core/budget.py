@@ -42,9 +42,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A value over training steps: constant, then a curve, then constant.
-
-    cubic is v1 + (v0 - v1)(1 - t)^3 of Zhu & Gupta (1710.01878).
+    """A value over training steps: constant, a curve, constant; cubic is that of 1710.01878.
 
     >>> Schedule(1.0, 0.5, begin=0, finish=10, shape="linear").at(5)
     0.75

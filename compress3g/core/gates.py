@@ -42,11 +42,7 @@ class Sigmoid(Gate):
         return z.float().sigmoid()
 
     def init(self, size: int, keep: float) -> Float[Tensor, "size"]:
-        """ln(keep / (1 - keep)).
-
-        >>> Sigmoid().init(2, 0.5)
-        tensor([0., 0.])
-        """
+        """ln(keep / (1 - keep))."""
         return torch.full((size,), _logit(keep))
 
 

@@ -73,11 +73,7 @@ def split(vector: Float[Tensor, "... U"], units: Sequence[Units]) -> Gates:
     return {u.name: part for u, part in zip(units, vector.split(sizes, -1), strict=True)}
 
 
-def open_ratio(
-    open: Gates,
-    units: Sequence[Units],
-    kind: str = "params",
-) -> Float[Tensor, "..."]:
+def open_ratio(open: Gates, units: Sequence[Units], kind: str = "params") -> Float[Tensor, "..."]:
     """Fraction of the prunable cost that stays, in [0, 1].
 
     R = Σ_g c_g Σ_i o_gi o_parent(g) / Σ_g c_g n_g     (APTP 2406.12042, with c = MACs)

@@ -16,9 +16,7 @@ from .units import Units
 
 
 def price(
-    model: nn.Module,
-    units: Sequence[Units],
-    example: Callable[[nn.Module], Any] | None = None,
+    model: nn.Module, units: Sequence[Units], example: Callable[[nn.Module], Any] | None = None
 ) -> list[Units]:
     """The units with `cost` filled: params, bytes, units, and with `example` also flops.
 
@@ -31,11 +29,10 @@ def price(
     check_cuts(model, units)
     flops = None if example is None else _flops(model, example)
     priced = [replace(u, cost=_cost(model, u, flops)) for u in units]
-    inside: dict[str, list[Units]] = {}
-    for u in priced:
-        if u.inside is not None:
-            inside.setdefault(u.inside, []).append(u)
-    return [u if u.bypass is None else _without(u, inside.get(u.name, [])) for u in priced]
+    return [
+        u if u.bypass is None else _without(u, [c for c in priced if c.inside == u.name])
+        for u in priced
+    ]
 
 
 def _without(parent: Units, children: Sequence[Units]) -> Units:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.checkpoint import load_tensors, save_tensors
+from ..engine.weights import distinct_tensors, fill
 from ..errors import BudgetError, CutError, FormatError, SiteError
 from ._layout import Layout, check_cuts, layout_of
 from .apply import skipped
@@ -173,10 +174,10 @@ def _compensate(
             if cut.module not in means:
                 raise SiteError(f"{cut.module} has no mean input: observe it with these units")
             reader, weight, columns = _columns(model, cut, _gone(u, keep))
-            lost = (
-                weight[columns].float().flatten(2).sum(-1) if weight.dim() > 2 else weight[columns]
-            )
-            shift = means[cut.module].to(weight.device)[columns] @ lost.float()
+            if not len(columns):
+                continue  # and no new bias of zeros
+            lost = weight[columns].float().reshape(len(columns), weight.shape[1], -1).sum(-1)
+            shift = means[cut.module].to(weight.device)[columns] @ lost
             if reader.bias is None:
                 reader.bias = nn.Parameter(torch.zeros_like(shift).to(weight.dtype))
             assert isinstance(reader.bias, Tensor)
@@ -200,15 +201,9 @@ def save(
 
     units: those of the dense model; extra: JSON values (budget, report) that travel along.
     """
-    tensors: dict[str, Tensor] = {f"keep/{n}": index.to(torch.int32) for n, index in keep.items()}
-    ties: dict[str, str] = {}
-    first: dict[tuple[int, int, torch.Size], str] = {}
-    for name, t in {**dict(model.named_buffers()), **model.state_dict()}.items():
-        source = first.setdefault((t.data_ptr(), t.storage_offset(), t.shape), name)
-        if source == name or not t.numel():
-            tensors[f"state/{name}"] = t
-        else:
-            ties[name] = source
+    state, ties = distinct_tensors(model)
+    tensors = {f"state/{name}": t for name, t in state.items()}
+    tensors |= {f"keep/{name}": index.to(torch.int32) for name, index in keep.items()}
     about = {"format": _FORMAT, "digest": digest(units), "units": [[u.name, u.size] for u in units]}
     save_tensors(path, tensors, {**about, "ties": ties, "extra": dict(extra or {})})
 
@@ -232,31 +227,6 @@ def load(
         there, here = next(pair for pair in pairs if pair[0] != pair[1])
         raise FormatError(f"{path} was pruned from another model: it has {there}, this one {here}")
     materialize(model, units, {u.name: tensors[f"keep/{u.name}"].long() for u in units})
-    assign(model, {n[6:]: t for n, t in tensors.items() if n.startswith("state/")}, path)
-    for name, source in about["ties"].items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, model.get_parameter(source))
-    for name, left in [*model.named_parameters(), *model.named_buffers()]:
-        if left.is_meta:
-            raise FormatError(f"{path} has no tensor for {name}")
+    state = {n[6:]: t for n, t in tensors.items() if n.startswith("state/")}
+    fill(model, state, about["ties"], path)
     return model
-
-
-def assign(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Puts tensors in place of a skeleton's; a bias may be new.
-
-    Raises FormatError, naming `path` and the tensor, when the model has none of that name or shape.
-    """
-    for name, tensor in state.items():
-        owner, _, leaf = name.rpartition(".")
-        try:
-            old = getattr(model.get_submodule(owner), leaf)
-        except AttributeError:
-            raise FormatError(f"{path}: the model has no {name}") from None
-        if old is not None and old.shape != tensor.shape:
-            raise FormatError(
-                f"{path}: {name} is {tuple(tensor.shape)}, the model needs {tuple(old.shape)}"
-            )
-        if old is None or isinstance(old, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
-        setattr(model.get_submodule(owner), leaf, tensor)

