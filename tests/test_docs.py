@@ -6,6 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoModel
+
+from compress3g.transformer import save_pretrained
+
+from .transformer.folders import folder
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -16,9 +21,19 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_examples_run(block, tmp_path, monkeypatch):
+@pytest.fixture
+def pages_folder(tmp_path, monkeypatch):
+    """Where the pages' examples find MODEL, a pruned SMALL, and texts.txt."""
+    folder(tmp_path / "MODEL", "encoder")
+    (tmp_path / "texts.txt").write_text("the old cat sleeps\na quick dog runs over the house\n" * 4)
     monkeypatch.chdir(tmp_path)
+    model = AutoModel.from_pretrained("MODEL")
+    save_pretrained(Path("SMALL"), model, Path("MODEL"))
+
+
+@pytest.mark.usefixtures("pages_folder")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_examples_run(block):
     exec(compile(block, "example", "exec"), {})
 
 
