@@ -18,7 +18,7 @@ from ..errors import BackendError
 
 _ABI = 2
 _SETS = ("scalar", "avx2", "avx512")
-_TYPES = (torch.float32, torch.int64, torch.int32, torch.uint8)
+_TYPES = (torch.float32, torch.int64, torch.uint8)
 
 POINTER = ctypes.c_void_p
 INTEGER = ctypes.c_int64
@@ -95,7 +95,7 @@ def function(name: str, arguments: Sequence[Any]) -> Callable[..., None]:
     return _bind(name, isa(), (*arguments, INTEGER, INTEGER))
 
 
-def address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None, dtypes: Sequence[torch.dtype] = _TYPES) -> int | None:
     """Data pointer of a contiguous CPU tensor, or None for a null pointer.
 
     Raises BackendError for anything C cannot walk through from the front.
@@ -106,9 +106,10 @@ def address(tensor: Tensor | None) -> int | None:
         raise BackendError(
             f"CPU kernels need contiguous CPU tensors, got {tuple(tensor.shape)} on {tensor.device}"
         )
-    if tensor.dtype not in _TYPES:
+    if tensor.dtype not in dtypes:
+        wanted = ", ".join(str(t).removeprefix("torch.") for t in dtypes)
         raise BackendError(
-            f"CPU kernels compute in float32 with int32 and int64 indices, got {tensor.dtype}: "
-            "convert it, or use the reference backend"
+            f"CPU kernels take {wanted} here, got {tensor.dtype}: convert it, or use the reference "
+            "backend"
         )
     return tensor.data_ptr()
