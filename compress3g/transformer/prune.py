@@ -28,7 +28,7 @@ def _of(default: Any, help: str) -> Any:
 class PruneConfig:
     """Everything that decides what goes, besides the model and the data."""
 
-    criterion: str = _of("flap", f"How units are scored: {', '.join(CRITERIA)}.")
+    criterion: str = _of("fisher", f"How units are scored: {', '.join(CRITERIA)}.")
     keep: float = _of(0.7, "Share of the heads' and neurons' cost that stays, in (0, 1].")
     budget: Literal["params", "flops"] = _of("params", "The cost that --keep is a share of.")
     scope: Literal["auto", "global", "layer", "pq"] = _of(

@@ -261,7 +261,7 @@ def bad(given, tmp_path):
             ["prune", str(given["vision"]), "--calibrate", str(nothing), *out],
             "holds no images",
         ),
-        "no data": (["prune", str(given["encoder"]), *out], "flap needs --calibrate"),
+        "no data": (["prune", str(given["encoder"]), *out], "fisher needs --calibrate"),
         "keep 0": (options(given, "encoder", *out, "--keep", "0"), "--keep 0.0"),
         "keep 1.5": (options(given, "encoder", *out, "--keep", "1.5"), "--keep 1.5"),
         "keep nan": (options(given, "encoder", *out, "--keep", "nan"), "--keep nan"),
