@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,8 @@ except (ImportError, OSError) as error:
 
 def jit(function: Callable[..., Any]) -> Any:
     """The compiled function; untouched without Triton."""
-    return function if triton is None else triton.jit(function)
+    # Triton compiles the source itself, not what checks of types have wrapped around it.
+    return function if triton is None else triton.jit(inspect.unwrap(function))
 
 
 def _nothing() -> None:
