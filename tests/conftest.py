@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 
+import jaxtyping
 import pytest
 import torch
 
@@ -17,3 +18,11 @@ def _own_cache(tmp_path_factory):
     os.environ.pop("COMPRESS3G_CACHE")
     if before is not None:
         os.environ["COMPRESS3G_CACHE"] = before
+
+
+@pytest.fixture
+def unchecked():
+    """Calls as outside tests: what a user passes wrongly reaches the code."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -36,7 +36,7 @@ class Cut:
                 f"{self.module}: chunk {self.chunk} and offset {self.offset} cannot be cut"
             )
 
-    def slots(self, index: Int[Tensor, "k"]) -> Int[Tensor, "k*chunk"]:
+    def slots(self, index: Int[Tensor, "k"]) -> Int[Tensor, "k*{self.chunk}"]:
         """Rows (or columns) that belong to the units of `index`.
 
         >>> Cut("to_q", "out", chunk=2, offset=10).slots(torch.tensor([0, 3]))

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 # `compress3g.kernels.<operation>.<name>`; its `usable()` returns None or the reason why not.
 _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hash_grid": {"cpu": ("cpu", "reference"), "cuda": ("tinycudann", "triton", "reference")},
-    "mlp": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "mlp": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     "ray_march": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "composite": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},

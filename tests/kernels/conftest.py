@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,3 +68,23 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def triton_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+
+    def run(script: str, *, interpret: bool) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env={
+                **os.environ,
+                "TRITON_CACHE_DIR": str(tmp_path),
+                "TRITON_INTERPRET": "1" if interpret else "0",
+            },
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run

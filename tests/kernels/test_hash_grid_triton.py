@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import subprocess
 import sys
 
 import pytest
@@ -14,13 +13,14 @@ from compress3g.kernels import registry
 from compress3g.kernels.hash_grid import Levels
 
 NAME = "compress3g.kernels.hash_grid.triton"
+LOADER = "compress3g.kernels._triton"
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton not installed"
 )
 
-# Triton reads TRITON_INTERPRET when it is imported, hence the process of its own.
 INTERPRETED = """
 import torch
+from compress3g.errors import BackendError
 from compress3g.kernels.hash_grid import Levels, reference, triton
 
 assert triton.usable() is None, triton.usable()
@@ -55,7 +55,7 @@ nan = torch.full((4, 3), float("nan"))
 assert torch.isfinite(triton.forward(table, nan, levels, ranks)).all()  # indices stay inside
 try:
     triton.forward(table.double(), x, levels, ranks)
-except triton.BackendError as error:
+except BackendError as error:
     assert "float64" in str(error)
 else:
     raise AssertionError("a double table was accepted")
@@ -83,26 +83,16 @@ print("compiled")
 """
 
 
-def _run(script, tmp_path, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
 @needs_triton
-def test_interpreted_kernels_equal_the_reference(tmp_path):
-    done = _run(INTERPRETED, tmp_path, TRITON_INTERPRET="1")
+def test_interpreted_kernels_equal_the_reference(triton_script):
+    done = triton_script(INTERPRETED, interpret=True)
     assert done.stdout.strip() == "equal", done.stderr
 
 
 @needs_triton
 @pytest.mark.slow
-def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
-    done = _run(COMPILED, tmp_path, TRITON_INTERPRET="0")
+def test_kernels_compile_for_a_gpu_that_is_not_there(triton_script):
+    done = triton_script(COMPILED, interpret=False)
     assert done.stdout.strip() == "compiled", done.stderr
 
 
@@ -141,8 +131,10 @@ def test_gpu_kernels_equal_the_reference():
 
 def test_without_triton_the_module_still_imports_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, LOADER, raising=False)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     reasons = {c.name: c.reason for c in registry.candidates("hash_grid", "cuda")}
     assert str(reasons["triton"]).startswith("triton does not import")
     assert reasons["reference"] is None
     monkeypatch.delitem(sys.modules, NAME, raising=False)
+    monkeypatch.delitem(sys.modules, LOADER, raising=False)

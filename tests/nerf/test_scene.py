@@ -103,6 +103,7 @@ def test_names_are_unique_though_pictures_are_not_called_so(folder):
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_options_are_named(folder, options):
     (name,) = options
     with pytest.raises(ConfigError, match=rf"^{name} .* (give|use)"):

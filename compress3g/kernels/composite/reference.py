@@ -12,13 +12,13 @@ def usable() -> str | None:
     return None
 
 
-def _rays(offset: Int[Tensor, "r+1"]) -> Int[Tensor, "n"]:
+def _rays(offset: Int[Tensor, "bounds"]) -> Int[Tensor, "n"]:
     return torch.repeat_interleave(
         torch.arange(len(offset) - 1, device=offset.device), offset.diff()
     )
 
 
-def _before(values: Float[Tensor, "n"], offset: Int[Tensor, "r+1"]) -> Float[Tensor, "n"]:
+def _before(values: Float[Tensor, "n"], offset: Int[Tensor, "bounds"]) -> Float[Tensor, "n"]:
     """Sum over the samples of the same ray that come earlier."""
     total = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
     ray = _rays(offset)

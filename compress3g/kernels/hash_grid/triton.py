@@ -8,35 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...errors import BackendError
+from .._triton import check, jit, tl, triton, usable
 from ._levels import PRIMES, Levels
 
-triton: Any = None
-tl: Any = None
-_missing: str | None = None
-try:
-    triton = importlib.import_module("triton")
-    tl = importlib.import_module("triton.language")
-except (ImportError, OSError) as error:
-    _missing = f"triton does not import: {str(error).splitlines()[0]}"
+__all__ = ["backward", "forward", "usable"]
 
 _BLOCK = 128  # points per program
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    """The compiled function; untouched without triton, so that this module always imports."""
-    return function if triton is None else triton.jit(function)
-
-
-@_jit
+@jit
 def _axis(x, point, inside, cells, axis: tl.constexpr):  # type: ignore[no-untyped-def]
     """Lower vertex and fraction along one axis; NaN becomes 0 so that indices stay inside."""
     p = tl.load(x + 3 * point + axis, mask=inside, other=0.0) * cells.to(tl.float32)
@@ -46,7 +32,7 @@ def _axis(x, point, inside, cells, axis: tl.constexpr):  # type: ignore[no-untyp
     return low.to(tl.uint32), p - low.to(tl.float32)
 
 
-@_jit
+@jit
 def _entry(  # type: ignore[no-untyped-def]
     low_x, low_y, low_z, part_x, part_y, part_z, cells, mask,
     ranks, first_rank, inside, corner: tl.constexpr, PRIME_Y: tl.constexpr, PRIME_Z: tl.constexpr,
@@ -65,7 +51,7 @@ def _entry(  # type: ignore[no-untyped-def]
     return tl.where(ranked, looked_up, plain), weight
 
 
-@_jit
+@jit
 def _forward(  # type: ignore[no-untyped-def]
     table, x, shape, ranks, out, n, count,
     BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDE: tl.constexpr,
@@ -106,7 +92,7 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(target, total, mask=here)
 
 
-@_jit
+@jit
 def _backward(  # type: ignore[no-untyped-def]
     upstream, x, shape, ranks, grad, n, count,
     BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDE: tl.constexpr,
@@ -147,19 +133,6 @@ def _backward(  # type: ignore[no-untyped-def]
         tl.atomic_add(place, weight[:, None] * g, mask=here, sem="relaxed")
 
 
-_interpreted = triton is not None and not isinstance(_forward, triton.JITFunction)
-
-
-@functools.cache
-def usable() -> str | None:
-    """None, or why Triton cannot run here."""
-    if _missing is not None:
-        return _missing
-    if _interpreted or torch.cuda.is_available():
-        return None
-    return "no CUDA device is visible to torch"
-
-
 @functools.lru_cache(maxsize=64)
 def _shape(levels: Levels, device: torch.device) -> Int[Tensor, "levels 4"]:
     """First entry, cells per axis, hash mask (0: dense), first rank (-1: none) of each level."""
@@ -168,17 +141,6 @@ def _shape(levels: Levels, device: torch.device) -> Int[Tensor, "levels 4"]:
         for i, n in enumerate(levels.resolutions)
     ]
     return torch.tensor(rows, dtype=torch.long, device=device)
-
-
-def _check(*tensors: Tensor) -> None:
-    for tensor in tensors:
-        if not (tensor.is_cuda or _interpreted):
-            raise BackendError(f"triton kernels need CUDA tensors, got {tensor.device}")
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise BackendError(
-                f"triton kernels need contiguous float32 tensors, got {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)}: use the reference backend"
-            )
 
 
 def _launch(
@@ -214,7 +176,7 @@ def forward(
 ) -> Float[Tensor, "n width"]:
     """Features of all levels side by side."""
     x = x.detach().contiguous()
-    _check(table, x)
+    check(table, x)
     out = torch.empty(len(x), levels.width, device=x.device)
     _launch(_forward, table.detach(), x, levels, ranks, out)
     return out
@@ -229,5 +191,5 @@ def backward(
 ) -> None:
     """Adds d(loss)/d(table) to `grad`."""
     x, upstream = x.detach().contiguous(), upstream.contiguous()
-    _check(upstream, x, grad)
+    check(upstream, x, grad)
     _launch(_backward, upstream, x, levels, ranks, grad)

@@ -54,7 +54,7 @@ class _MLP(torch.autograd.Function):
 
 
 def mlp(
-    x: Float[Tensor, "n in_padded"], weights: Sequence[Float[Tensor, "out in"]]
+    x: Float[Tensor, "n in_padded"], weights: Sequence[Float[Tensor, "_out _in"]]
 ) -> Float[Tensor, "n out_padded"]:
     """W_k relu(... relu(W_1 x)): no bias, no activation after the last layer.
 

@@ -47,7 +47,7 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 
 def forward(
     x: Float[Tensor, "n in_padded"],
-    weights: Sequence[Float[Tensor, "out in"]],
+    weights: Sequence[Float[Tensor, "_out _in"]],
     *,
     keep_hidden: bool,
 ) -> tuple[Float[Tensor, "n out_padded"], list[Tensor]]:
@@ -73,7 +73,7 @@ def forward(
 def backward(
     upstream: Float[Tensor, "n out_padded"],
     x: Float[Tensor, "n in_padded"],
-    weights: Sequence[Float[Tensor, "out in"]],
+    weights: Sequence[Float[Tensor, "_out _in"]],
     hidden: Sequence[Tensor],
     *,
     need_input: bool,

@@ -20,7 +20,7 @@ def _pad(x: Tensor) -> Tensor:
 
 def forward(
     x: Float[Tensor, "n in_padded"],
-    weights: Sequence[Float[Tensor, "out in"]],
+    weights: Sequence[Float[Tensor, "_out _in"]],
     *,
     keep_hidden: bool,
 ) -> tuple[Float[Tensor, "n out_padded"], list[Tensor]]:
@@ -37,7 +37,7 @@ def forward(
 def backward(
     upstream: Float[Tensor, "n out_padded"],
     x: Float[Tensor, "n in_padded"],
-    weights: Sequence[Float[Tensor, "out in"]],
+    weights: Sequence[Float[Tensor, "_out _in"]],
     hidden: Sequence[Tensor],
     *,
     need_input: bool,

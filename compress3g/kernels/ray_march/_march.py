@@ -22,7 +22,7 @@ class Samples:
     x: Float[Tensor, "n 3"]
     distance: Float[Tensor, "n"]
     ray: Int[Tensor, "n"]
-    offset: Int[Tensor, "r+1"]
+    offset: Int[Tensor, "bounds"]
 
     def __len__(self) -> int:
         return len(self.distance)
