@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, exp
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ class Ratio:
         return "b" if self.high < 1 else None
 
 
+@runtime_checkable
 class _Clock(Protocol):
     name: str
 

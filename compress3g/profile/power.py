@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 _RAPL = Path("/sys/class/powercap")
 
@@ -21,6 +21,7 @@ class Energy:
     calls: int = 0
 
 
+@runtime_checkable
 class Counter(Protocol):
     """A counter of energy that only grows."""
 
