@@ -53,6 +53,7 @@ def pq_index(w: Tensor, *, p: float = 0.5, q: float = 1.0) -> float:
 
     0 for a constant vector, towards 1 the fewer entries hold its norm; 0 for zeros.
 
+    >>> import torch
     >>> pq_index(torch.ones(8))
     0.0
     """
