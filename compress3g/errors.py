@@ -4,6 +4,8 @@
     ├── ConfigError             an option or a configuration value that cannot be used
     ├── SceneError              images, cameras or boxes that cannot be used
     ├── FormatError             a file that is damaged, foreign or of another version
+    ├── DocumentError           a document, page or query that cannot be indexed or searched
+    ├── LockError               an index that another process is writing
     ├── CutError                overlapping or inexact cuts of weights
     ├── SiteError               a gate that never fired or has the wrong shape
     ├── ScoreError              scores that are NaN or have the wrong shape
@@ -34,6 +36,14 @@ class SceneError(Compress3GError, ValueError):
 
 class FormatError(Compress3GError, ValueError):
     """A file that is damaged, foreign or of another version."""
+
+
+class DocumentError(Compress3GError, ValueError):
+    """A document, page or query that cannot be indexed or searched."""
+
+
+class LockError(Compress3GError, RuntimeError):
+    """An index that another process is writing."""
 
 
 class CutError(Compress3GError, ValueError):
