@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import BackendError
 
-_ABI = 1
-_SETS = ("scalar", "avx2", "avx512")
+_ABI = 2
+_SETS = ("scalar", "avx2", "avx512", "icelake")
 _TYPES = (torch.float32, torch.int64, torch.uint8)
 
 POINTER = ctypes.c_void_p
@@ -49,7 +49,9 @@ def status() -> str | None:
 
 
 def isa() -> str:
-    """The instruction set whose kernels run: "scalar", "avx2" or "avx512".
+    """The instruction set whose kernels run: "scalar", "avx2", "avx512" or "icelake".
+
+    The last is AVX-512 with VBMI, VNNI, VPOPCNTDQ and BITALG (also AMD's since Zen 4).
 
     The widest the processor has, unless COMPRESS3G_ISA or `use_isa` names a narrower one.
     Raises BackendError when that name is unknown or wider than the processor.
@@ -85,6 +87,8 @@ def _bind(name: str, suffix: str, arguments: tuple[Any, ...]) -> Callable[..., N
     library, reason = _load()
     if library is None:
         raise BackendError(f"no compiled kernels: {reason}")
+    if suffix == "icelake" and not hasattr(library, f"{name}_{suffix}"):
+        suffix = "avx512"  # few operations gain from the newer instructions
     symbol = getattr(library, f"{name}_{suffix}")
     symbol.argtypes, symbol.restype = list(arguments), None
     return symbol  # type: ignore[no-any-return]
@@ -95,7 +99,7 @@ def function(name: str, arguments: Sequence[Any]) -> Callable[..., None]:
     return _bind(name, isa(), (*arguments, INTEGER, INTEGER))
 
 
-def address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None, dtypes: Sequence[torch.dtype] = _TYPES) -> int | None:
     """Data pointer of a contiguous CPU tensor, or None for a null pointer.
 
     Raises BackendError for anything C cannot walk through from the front.
@@ -106,7 +110,7 @@ def address(tensor: Tensor | None) -> int | None:
         raise BackendError(
             f"CPU kernels need contiguous CPU tensors, got {tuple(tensor.shape)} on {tensor.device}"
         )
-    if tensor.dtype not in _TYPES:
+    if tensor.dtype not in dtypes:
         raise BackendError(
             f"CPU kernels compute in float32 with int64 indices, got {tensor.dtype}: convert it, "
             "or use the reference backend"
