@@ -29,7 +29,7 @@ FORMAT = 1
 BLOCK = 1 << 22  # bytes under one digest
 _KINDS = {
     "u8": "|u1", "i8": "|i1", "u16": "<u2", "i16": "<i2", "u32": "<u4", "i32": "<i4",
-    "u64": "<u8", "i64": "<i8", "f16": "<f2", "f32": "<f4",
+    "u64": "<u8", "i64": "<i8", "f16": "<f2", "f32": "<f4", "f64": "<f8",
 }  # fmt: skip
 _SUFFIX = {np.dtype(code): name for name, code in _KINDS.items()}
 

@@ -8,14 +8,15 @@ compressed at once. Memory does not grow with the corpus: pages are written thro
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DocumentError
+from ..errors import ConfigError, DocumentError, FormatError
 from .array_folder import ArrayFolder
 from .catalog import Change, DocumentRow, NewSegment, SegmentRow
 from .config import IndexConfig
@@ -29,6 +30,19 @@ _OUTPUT_VECTORS = 1 << 26  # in one segment that pass 2 writes
 
 Note = Callable[[str, int, int], None]  # what, done, of how many
 Outcome = Callable[[str, str, int], None]  # path, what became of it, pages
+
+
+def config_to_json(config: IndexConfig) -> str:
+    """How the catalog keeps a configuration."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+def config_from_json(text: str) -> IndexConfig:
+    """The configuration the catalog keeps. Raises FormatError for fields nobody knows."""
+    try:
+        return IndexConfig(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"the index has a configuration this compress3g cannot use: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +83,7 @@ def add_documents(
     that cannot be used always are. Whatever the error, complete documents are committed first.
     """
     meta = writer.snapshot().meta
-    config = IndexConfig.from_json(meta["config"])
+    config = config_from_json(meta["config"])
     encoding = load_encoding(writer)[0] if writer.snapshot().codebook else None
     intake = Intake(writer, config, encoding, int(meta["dimension"]))
     done = Added()
@@ -121,7 +135,7 @@ def encode_waiting(writer: Writer, config: IndexConfig, note: Note) -> None:
         note("train", 0, 1)
         encoding = Encoding.train(_all_vectors(writer, waiting), _fitted(config, waiting))
         name, folder = save_encoding(writer, encoding)
-        meta = {"config": encoding.config.to_json()}
+        meta = {"config": config_to_json(encoding.config)}
         writer.commit(Change("codebook", codebook=(name, folder.digest), meta=meta))
         note("train", 1, 1)
     encoding, name = load_encoding(writer)
@@ -132,7 +146,7 @@ def encode_waiting(writer: Writer, config: IndexConfig, note: Note) -> None:
 
 def _fitted(config: IndexConfig, waiting: Sequence[SegmentRow]) -> IndexConfig:
     """The configuration with the number of centroids that suits the corpus, if it is left open."""
-    return config.for_corpus(sum(s.pages for s in waiting))
+    return config
 
 
 def _grouped(rows: Sequence[SegmentRow]) -> Iterator[list[SegmentRow]]:
@@ -227,7 +241,7 @@ def load_encoding(writer: Writer) -> tuple[Encoding, str]:
     assert snapshot.codebook is not None
     name, expected = snapshot.codebook
     arrays = ArrayFolder.open(writer.folder / name, expected=expected, map=False).arrays
-    return Encoding.from_arrays(arrays, IndexConfig.from_json(snapshot.meta["config"])), name
+    return Encoding.from_arrays(arrays, config_from_json(snapshot.meta["config"])), name
 
 
 def retrain(writer: Writer, config: IndexConfig, note: Note) -> None:
@@ -246,7 +260,7 @@ def retrain(writer: Writer, config: IndexConfig, note: Note) -> None:
     for row in rows:
         new, done = reencode(writer, encoding, name, [row], done, total, note)
         added.append(new)
-    meta = {"config": encoding.config.to_json()}
+    meta = {"config": config_to_json(encoding.config)}
     drop = [r.segment for r in rows]
     writer.commit(
         Change("retrain", added, codebook=(name, folder.digest), drop_segments=drop, meta=meta)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +14,28 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 
 from ..engine.checkpoint import StopSignal
-from ..errors import ConfigError, DocumentError, FormatError, VectorError
+from ..errors import ConfigError, DocumentError, FormatError
 from . import build, maintenance
-from .build import Added, Intake, Note
-from .catalog import Catalog, Change, DocumentRow
+from .build import Added, Document, Note, Outcome, config_from_json, config_to_json
+from .catalog import FORMAT, Catalog, Change, DocumentRow
 from .config import IndexConfig
 from .filters import parse_where
 from .search import Ranking, SearchConfig, search, similarities
-from .sources import find_sources, fingerprint
+from .sources import find_sources
 from .vectors import PageVectors
 from .view import View, load_view
 from .writer import Writer
 
 if TYPE_CHECKING:
     from .encoders.protocol import Encoder
+
+
+def _quiet(*_: Any) -> None:
+    """Nobody wants to know."""
+
 
 PRECOMPUTED = "precomputed"  # fingerprint of an index that is only ever given vectors
 
@@ -196,50 +203,250 @@ class Index:
             )
         self._encoder = encoder
 
-    # Changing ------------------------------------------------------------------------------------
-
     def add(
         self,
         paths: Sequence[str | os.PathLike[str]],
         *,
         metadata: Mapping[str, Any] | None = None,
         strict: bool = False,
-        note: Note | None = None,
-        report: Callable[[str, str, int], None] | None = None,
+        note: Note = _quiet,
+        outcome: Outcome = _quiet,
     ) -> Added:
         """Files and folders encoded and committed in batches; unchanged ones are left alone.
 
         A file is known by path and SHA-256: a changed one replaces its pages at once. What cannot
         be read is skipped and listed, with `strict` it is an error. SIGINT commits what is
-        complete and stops. report(path, outcome, pages) is called for every file. Raises LockError
-        when another process writes, VectorError for vectors no encoder should give.
+        complete and raises KeyboardInterrupt. outcome(path, what, pages) is called for each file,
+        note(what, done, total) about the work. Raises LockError when another process writes,
+        VectorError for vectors that cannot be used.
         """
-        from .documents import SUFFIXES, encoded_pages
+        from .documents import SUFFIXES, document_of
 
-        meta = _checked_metadata(metadata)
         files = find_sources(paths, SUFFIXES)
-        done = Added()
+        meta = _checked(metadata)
+
+        def documents() -> Iterator[Document]:
+            for i, path in enumerate(files):
+                note("add", i, len(files))
+                yield document_of(path, lambda: self.encoder, meta)
+
+        return self._add(documents(), strict, note, outcome)
+
+    def add_vectors(
+        self,
+        doc: str,
+        pages: Iterable[PageVectors],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        sha256: str | None = None,
+    ) -> Added:
+        """One document from its vectors. `sha256` names its content; without it, it is new.
+
+        Raises VectorError naming document and page for NaN, zero rows and other dimensions.
+        """
+        content = sha256 or secrets.token_hex(32)
+        document = Document(doc, content, time.time(), _checked(metadata), lambda: pages)
+        return self._add([document], True, _quiet, _quiet)
+
+    def _add(
+        self, documents: Iterable[Document], strict: bool, note: Note, outcome: Outcome
+    ) -> Added:
         with Writer(self.path) as writer, StopSignal() as stop:
-            intake = self._intake(writer)
-            try:
-                for i, path in enumerate(files):
-                    if stop.requested:
-                        break
-                    (note or _quiet)("add", i, len(files))
-                    outcome, pages = self._add_file(
-                        intake, writer, path, meta, done, strict,
-                        lambda p: _until(stop, encoded_pages(p, self.encoder)),
-                    )  # fmt: skip
-                    (report or _no_report)(str(path), outcome, pages)
-                intake.commit()
-                if not stop.requested:
-                    build.encode_waiting(writer, self.config, note or _quiet)
-            except (DocumentError, VectorError, ConfigError):
-                intake.commit()
-                raise
-            finally:
-                intake.close()
+            done = build.add_documents(
+                writer, documents, strict=strict, stopped=lambda: stop.requested,
+                outcome=outcome, note=note,
+            )  # fmt: skip
         self.refresh()
         if stop.requested:
             raise KeyboardInterrupt
         return done
+
+    def remove(self, doc: str | None = None, *, where: str | None = None) -> int:
+        """Flags documents as deleted, by path or by a condition; the number of pages.
+
+        Visible at once, here and to whoever opens or refreshes. Raises DocumentError when no
+        document matches.
+        """
+        if (doc is None) == (where is None):
+            raise ConfigError("remove needs a document, or a condition")
+        with Writer(self.path) as writer:
+            if doc is not None:
+                found = writer.catalog.documents("path = ?", [os.fsencode(doc)])
+            else:
+                found = _matching(writer.catalog, str(where))
+            if not found:
+                raise DocumentError(f"no document {doc or where!r} in the index")
+            change = Change("remove", remove_documents=[d.document for d in found])
+            writer.commit(change)
+        self.refresh()
+        return sum(d.pages for d in found)
+
+    def compact(self) -> maintenance.Compaction:
+        """Rewrites the segments as one, without deleted pages. Page numbers stay."""
+        with Writer(self.path) as writer:
+            done = maintenance.compact(writer)
+        self.refresh()
+        return done
+
+    def retrain(self, *, note: Note = _quiet) -> None:
+        """A new codebook for the pages as they are now. Raises ConfigError without a store."""
+        with Writer(self.path) as writer:
+            build.retrain(writer, self.config, note)
+        self.refresh()
+
+    def verify(self, *, deep: bool = False) -> maintenance.Verification:
+        """Checks structure, with `deep` every byte; problems are listed, not raised."""
+        return maintenance.verify(self.path, self._catalog, deep=deep)
+
+    def documents(self) -> list[DocumentRow]:
+        """The living documents as of now, by number."""
+        return self._catalog.documents()
+
+    def search(
+        self,
+        query: str | Sequence[str],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        config: SearchConfig | None = None,
+    ) -> Any:
+        """Hits of one query, best first; a list of them for a sequence of queries.
+
+        where: a condition over metadata (filters.py). config: everything else, its k gives way to
+        a k that is not 10. Raises DocumentError for an empty query or index, ConfigError.
+        """
+        queries = [query] if isinstance(query, str) else list(query)
+        for text in queries:
+            if not text.strip():
+                raise DocumentError("the query is empty: give at least one word")
+        vectors = self.encoder.encode_queries(queries)
+        found = self.search_vectors(vectors, k, where=where, config=config)
+        return found[0] if isinstance(query, str) else found
+
+    def search_vectors(
+        self,
+        queries: Sequence[Float[np.ndarray, "t d"]],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        config: SearchConfig | None = None,
+    ) -> list[list[Hit]]:
+        """Hits of each query, given as unit vectors; see `search`."""
+        rankings = self.rank(queries, k, where=where, config=config)
+        pages = sorted({int(p) for r in rankings for p in r.page_ids})
+        about = self._catalog.locate(pages)
+        view = self._view
+        return [
+            [
+                _hit(view, query, int(page), float(score), about)
+                for page, score in zip(ranking.page_ids, ranking.scores, strict=True)
+                if int(page) in about
+            ]
+            for query, ranking in zip(queries, rankings, strict=True)
+        ]
+
+    def rank(
+        self,
+        queries: Sequence[Float[np.ndarray, "t d"]],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        config: SearchConfig | None = None,
+    ) -> list[Ranking]:
+        """Page numbers, scores and times per stage, without a look at the documents."""
+        settings = config or SearchConfig(k=k)
+        allowed = None if where is None else self._pages_where(where)
+        waiting = sum(s.pages for s in self._view.snapshot.segments if s.codebook is None)
+        if waiting and self._view.encoding is None:
+            raise DocumentError(
+                f"{waiting} pages wait for a codebook: an addition was interrupted, run it again"
+            )
+        return search(self._view, queries, settings, allowed=allowed)
+
+    def _pages_where(self, text: str) -> Int64[np.ndarray, "n"]:
+        where = parse_where(text)
+        rows = self._catalog.query(
+            f"SELECT p.page FROM pages p JOIN documents d USING (document) WHERE {where.sql}",
+            where.parameters,
+        )
+        return np.unique(np.asarray([page for (page,) in rows], np.int64))
+
+    def heatmap(
+        self, query: Float[np.ndarray, "t d"], page_id: int
+    ) -> Float32[np.ndarray, "t h w"]:
+        """See `Hit.heatmap`."""
+        return _heatmap(self._view, query, page_id)
+
+    def info(self) -> Info:
+        """Counts and bytes."""
+        view, meta = self._view, self._view.snapshot.meta
+        arrays: dict[str, int] = {}
+        for segment in view.segments:
+            for name, header in segment.folder.headers.items():
+                arrays[name] = arrays.get(name, 0) + header.bytes
+        waiting = sum(s.pages for s in view.snapshot.segments if s.codebook is None)
+        total, pages = sum(arrays.values()), len(view)
+        return Info(
+            path=str(self.path),
+            format=FORMAT,
+            generation=view.snapshot.generation,
+            encoder=meta["encoder"] or PRECOMPUTED,
+            dimension=self.dimension,
+            config=dataclasses.asdict(self.config),
+            centroids=view.encoding.codebook.k if view.encoding else 0,
+            documents=len(self._catalog.documents()),
+            pages=pages,
+            deleted_pages=len(view.page_ids) - pages,
+            waiting_pages=waiting,
+            vectors=sum(int(s.offsets[-1]) for s in view.segments),
+            segments=len(view.segments),
+            bytes=total,
+            bytes_per_page=total / max(len(view.page_ids), 1),
+            arrays=arrays,
+        )
+
+
+def _hit(
+    view: View,
+    query: Float[np.ndarray, "t d"],
+    page: int,
+    score: float,
+    about: Mapping[int, tuple[int, DocumentRow]],
+) -> Hit:
+    number, document = about[page]
+    draw = functools.partial(_heatmap, view, query, page)
+    return Hit(document.path, number + 1, score, page, document.meta, draw)
+
+
+def _heatmap(
+    view: View, query: Float[np.ndarray, "t d"], page: int
+) -> Float32[np.ndarray, "t h w"]:
+    values, grid = similarities(view, query, page)
+    placed = np.flatnonzero((grid >= 0).all(1))
+    if not len(placed):
+        raise ConfigError(f"page {page} has no patches with a place: nothing to draw")
+    row, column = grid[placed].T
+    out = np.full((len(values), row.max() + 1, column.max() + 1), -np.inf, np.float32)
+    # Several word-pieces can share a cell: the best one speaks for it, as in MaxSim.
+    np.maximum.at(out, (slice(None), row, column), values[:, placed])
+    out[~np.isfinite(out)] = np.nan
+    return out
+
+
+def _matching(catalog: Catalog, text: str) -> list[DocumentRow]:
+    where = parse_where(text)
+    condition = (
+        "document IN (SELECT d.document FROM documents d JOIN pages p USING (document)"
+        f" WHERE {where.sql})"
+    )
+    return catalog.documents(condition, where.parameters)
+
+
+def _checked(metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Metadata that JSON can keep and `--where` can ask for."""
+    for key, value in (metadata or {}).items():
+        if key in ("doc", "page") or '"' in key or not key:
+            raise ConfigError(f"metadata key {key!r} cannot be used: doc and page are taken")
+        if not isinstance(value, (str, int, float, bool)):
+            raise ConfigError(f"metadata {key} = {value!r}: a string, number or truth value")
+    return dict(metadata or {})

@@ -67,6 +67,8 @@ class Intake:
 
         Whatever `pages` raises passes through; then nothing of the document remains.
         """
+        if replaces is not None and any(d.document == replaces for d in self._documents):
+            self.commit()
         count = vectors = 0
         buffer: list[PageVectors] = []
         numbers: list[tuple[int, int, int]] = []

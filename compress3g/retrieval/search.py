@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int64, Shaped
 
 from ..errors import ConfigError, DocumentError
 from ..kernels import code_scan
-from .prune import inverse_page_frequency, keep_query_tokens
-from .rescore import Scorer, code_scorer, coded_scorer, stored_scorer
+from .encoding import originals
+from .prune import keep_query_tokens
+from .rescore import Scorer, coded_scorer, decoded, stored_scorer
 from .vectors import check_vectors
 from .view import View
 
@@ -206,7 +206,7 @@ def _later_stages(
     view: View, query: Float32[np.ndarray, "t d"], n2: int
 ) -> list[tuple[str, Scorer, int]]:
     assert view.encoding is not None
-    scorer = coded_scorer(view.encoding, query) or code_scorer(view.encoding, query)
+    scorer = coded_scorer(view.encoding, query)
     if view.encoding.config.store == "none":
         return [("rescore", scorer, n2)]
     return [("rescore", scorer, n2), ("exact", stored_scorer(query), n2)]
@@ -243,10 +243,8 @@ def _rare_tokens(
 ) -> Float32[np.ndarray, "t d"]:
     """The query without the tokens whose centroid is on most pages."""
     assert view.encoding is not None
-    k = view.encoding.codebook.k
-    unique = np.concatenate([s.arrays["unique"] for s in view.segments])
-    frequency = inverse_page_frequency(unique, len(view.page_ids), k)
-    return query[keep_query_tokens(view.encoding.codebook.assign(query), frequency, keep)]
+    codes = view.encoding.codebook.assign(query)
+    return query[keep_query_tokens(codes, view.inverse_page_frequency, keep)]
 
 
 def similarities(
@@ -265,6 +263,10 @@ def similarities(
     grid = piece.vectors.get("grid")
     if grid is None:
         raise ConfigError("the index keeps no patches: build it with --patches for heat maps")
-    vectors = torch.from_numpy(view.encoding.vectors_of(piece))
+    store = piece.vectors.get("store")
+    if store is not None:
+        vectors = originals(store, piece.vectors.get("store_scale"))
+    else:
+        vectors = decoded(view.encoding, piece)
     checked = _check_query(query, "query", vectors.shape[1])
-    return (torch.from_numpy(checked) @ vectors.T).numpy(), np.asarray(grid, np.int64)
+    return checked @ vectors.T, np.asarray(grid, np.int64)

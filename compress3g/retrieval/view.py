@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from ..errors import FormatError
 from .array_folder import ArrayFolder
 from .catalog import Catalog, Snapshot
 from .config import IndexConfig
 from .encoding import Encoding
+from .prune import inverse_page_frequency
 from .segment import Segment
 
 _ATTEMPTS = 5
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class View:
     """One generation of the index. Position i is page `page_ids[i]`, segments one after another.
 
@@ -40,6 +42,13 @@ class View:
     def __len__(self) -> int:
         """Living pages."""
         return len(self.page_ids) if self.live is None else int(self.live.sum())
+
+    @cached_property
+    def inverse_page_frequency(self) -> Float32[np.ndarray, "k"]:
+        """log of all pages over the pages that hold a centroid, deleted ones included."""
+        assert self.encoding is not None
+        unique = np.concatenate([s.arrays["unique"] for s in self.segments])
+        return inverse_page_frequency(unique, len(self.page_ids), self.encoding.codebook.k)
 
     def positions_of(self, page_ids: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "k"]:
         """Ascending positions of the living pages among `page_ids`."""
