@@ -10,6 +10,7 @@
     ├── SiteError               a gate that never fired or has the wrong shape
     ├── ScoreError              scores that are NaN or have the wrong shape
     ├── BudgetError             a budget nothing can satisfy
+    ├── VectorError             embedding vectors that are NaN, zero or of the wrong shape
     ├── BackendError            a kernel backend that was asked for and cannot run
     └── MissingExtra            a package that an optional feature needs
 
@@ -60,6 +61,10 @@ class ScoreError(Compress3GError, ValueError):
 
 class BudgetError(Compress3GError, ValueError):
     """A budget nothing can satisfy; the message says the smallest feasible one."""
+
+
+class VectorError(Compress3GError, ValueError):
+    """Embedding vectors that are NaN, zero or of the wrong shape; the message names the row."""
 
 
 class BackendError(Compress3GError, RuntimeError):
