@@ -24,6 +24,7 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "ray_march": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "composite": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "code_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "residual_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }
 

@@ -1,0 +1,2 @@
+#define BODY "residual_scan/body.h"
+#include "../_bodies.h"
