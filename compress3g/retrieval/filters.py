@@ -15,6 +15,7 @@ Not one character of the text becomes SQL: keys and values are parameters.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -190,10 +191,17 @@ class _Parser:
             wanted = "number" if key == "page" else "text"
             if kind != wanted:
                 raise ConfigError(f"--where: {key} is a {wanted}, {values[0]!r} is not")
-            self.parameters += values
-            column = "(p.number + 1)" if key == "page" else "CAST(d.path AS TEXT)"
-            return f"({column} {sign} {marks})"
+            if key == "page":
+                self.parameters += values
+                return f"((p.number + 1) {sign} {marks})"
+            # Paths are kept as bytes, and compared as such.
+            self.parameters += [os.fsencode(v) for v in values]
+            if sign == "LIKE":
+                return "(CAST(d.path AS TEXT) LIKE CAST(? AS TEXT))"
+            return f"(d.path {sign} {marks})"
         path = f'$."{key}"'
+        if any("\ud800" <= c <= "\udfff" for v in (key, *values) for c in str(v)):
+            raise ConfigError("--where: only `doc` can be compared with bytes that are no UTF-8")
         self.parameters += [path, *_TYPES[kind], path, *values]
         types = ",".join("?" * len(_TYPES[kind]))
         # Without the type SQLite would rank every string above every number.

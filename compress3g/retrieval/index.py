@@ -240,13 +240,27 @@ class Index:
         metadata: Mapping[str, Any] | None = None,
         sha256: str | None = None,
     ) -> Added:
-        """One document from its vectors. `sha256` names its content; without it, it is new.
+        """One document from its vectors, see `document`. For many, `add_documents` is faster.
 
         Raises VectorError naming document and page for NaN, zero rows and other dimensions.
         """
+        return self.add_documents([self.document(doc, pages, metadata=metadata, sha256=sha256)])
+
+    def document(
+        self,
+        doc: str,
+        pages: Iterable[PageVectors],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        sha256: str | None = None,
+    ) -> Document:
+        """Something for `add_documents`. `sha256` names the content; without it, it is new."""
         content = sha256 or secrets.token_hex(32)
-        document = Document(doc, content, time.time(), _checked(metadata), lambda: pages)
-        return self._add([document], True, _quiet, _quiet)
+        return Document(doc, content, time.time(), _checked(metadata), lambda: pages)
+
+    def add_documents(self, documents: Iterable[Document], *, note: Note = _quiet) -> Added:
+        """Documents of vectors, as `add` does files; the first of all train the codebook."""
+        return self._add(documents, True, note, _quiet)
 
     def _add(
         self, documents: Iterable[Document], strict: bool, note: Note, outcome: Outcome

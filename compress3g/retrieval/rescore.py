@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from .encoding import Encoding, originals
+from ..kernels import residual_scan
+from .encoding import Encoding
 from .segment import PageRows, Segment
 
 Scorer = Callable[[Segment, Int64[np.ndarray, "n"]], Float32[np.ndarray, "n"]]
@@ -45,13 +46,10 @@ def stored_scorer(query: Float32[np.ndarray, "t d"]) -> Scorer:
     """MaxSim over the stored originals."""
 
     def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
-        store, scale = segment.arrays["store"], segment.arrays.get("store_scale")
-        out = np.empty(len(rows), np.float32)
-        for i, row in enumerate(rows):
-            span = slice(int(segment.offsets[row]), int(segment.offsets[row + 1]))
-            x = originals(store[span], None if scale is None else scale[span])
-            out[i] = (query @ x.T).max(1).sum()
-        return out
+        arrays = segment.arrays
+        return residual_scan.score_float(
+            query, arrays["store"], segment.offsets, rows, scale=arrays.get("store_scale")
+        ).numpy()
 
     return score
 
