@@ -25,6 +25,7 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "composite": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "code_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "residual_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }
 

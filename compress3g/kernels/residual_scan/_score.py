@@ -9,7 +9,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from .._pages import Array, Pages, as_tensor
 from ..registry import pick
-from ._decoded import Decoded, Products, Rows, pad
+from ._decoded import Decoded, Pairs, Products, Rows, pad, pairs, rows
 
 _F32 = (torch.float32,)
 _F16 = (torch.float16,)
@@ -102,7 +102,7 @@ def score_float(
     *,
     scale: Array | None = None,
 ) -> Float[Tensor, "n"]:
-    """Scores of vectors f16 [N, D], or i8 [N, D] times scale f32 [N], in float32.
+    """Scores of vectors f16 [N, D] in float32, or i8 [N, D] times scale f32 [N].
 
     Offsets, pages and errors as in `score_pq`.
     """
@@ -152,12 +152,11 @@ def tokens_of(query: Tensor, name: str) -> int:
     return len(query)
 
 
-def placed(pages: Pages, *tensors: Tensor | None) -> Pages:
-    """`pages`, or ConfigError when something lies on another device."""
+def placed(pages: Pages, *tensors: Tensor | None) -> None:
+    """Raises ConfigError when something lies on another device than the pages."""
     devices = {str(t.device) for t in (pages.offsets, *tensors) if t is not None}
     if len(devices) > 1:
         raise ConfigError(f"inputs on {' and '.join(sorted(devices))}: move them to one device")
-    return pages
 
 
 def _base(similarity: Array, tokens: int) -> Tensor:
@@ -185,9 +184,9 @@ def _pq(
     factor = as_tensor(inv_norm, "inv_norm", _F16, 1)
     same("inv_norm", tuple(factor.shape), (len(stream),), f"{len(stream)} residuals")
     base = _base(similarity, tokens)
-    rows = Rows(base, pad(words.permute(1, 2, 0)), stream, factor, tokens)
     own = Pages.of(offsets, pages, codes=codes, vectors=len(stream), rows=len(base))
-    return rows, placed(own, base, rows.table, stream, factor)
+    placed(own, base, words, stream, factor)
+    return rows(base, words.permute(1, 2, 0), stream, factor), own
 
 
 def _buckets(
@@ -218,16 +217,16 @@ def _buckets(
     place = bits * torch.arange(8 // bits, device=value.device)
     words = value[torch.arange(256, device=value.device)[:, None] >> place & (1 << bits) - 1]
     if bits == 4:  # a table of rows would outgrow the second-level cache
-        return Products(base, pad(vectors.T), stream, factor, tokens, words.contiguous()), own
-    return Rows(base, byte_table(vectors, words), stream, factor, tokens), own
+        return pairs(base, vectors, stream, factor, words), own
+    return rows(base, byte_table(vectors, words), stream, factor), own
 
 
 def byte_table(
     query: Float[Tensor, "t d"], words: Float[Tensor, "256 n"]
-) -> Float[Tensor, "d/n 256 padded"]:
+) -> Float[Tensor, "d/n 256 t"]:
     """Inner products of the query with every value of every byte of n dimensions."""
     split = query.unflatten(1, (-1, words.shape[1]))
-    return pad(torch.einsum("tbn,vn->bvt", split, words))
+    return torch.einsum("tbn,vn->bvt", split, words)
 
 
 def _query(query: Array) -> Tensor:
@@ -240,7 +239,7 @@ def _query(query: Array) -> Tensor:
 
 def _float(
     query: Array, vectors: Array, offsets: Array, pages: Array | None, scale: Array | None
-) -> tuple[Products, Pages]:
+) -> tuple[Products | Pairs, Pages]:
     tokens = _query(query)
     stored = as_tensor(vectors, "vectors", (torch.float16, torch.int8), 2)
     dims = tokens.shape[1]
@@ -252,4 +251,6 @@ def _float(
         same("scale", tuple(factor.shape), (len(stored),), f"{len(stored)} vectors")
     own = Pages.of(offsets, pages, vectors=len(stored))
     placed(own, tokens, stored, factor)
-    return Products(None, pad(tokens.T), stored, factor, len(tokens)), own
+    if factor is not None:
+        return pairs(None, tokens, stored, factor), own
+    return Products(pad(tokens.T), stored, len(tokens)), own

@@ -12,11 +12,13 @@ from .._library import POINTER, address, function, status
 from .._pages import Pages
 from .._parallel import parallel_for
 from . import reference
-from ._decoded import Decoded, Rows
+from ._decoded import Decoded, Pairs, Products, Rows
 
 _GRAIN = 8
 _STREAMS = (torch.uint8, torch.int8, torch.float16)
-_KINDS = {torch.float16: 1, torch.int8: 2, torch.uint8: 3}  # HALVES, BYTES, NIBBLES; ROWS is 0
+_TABLES = (torch.float32, torch.int16)
+_ROWS = 0
+_KINDS = {torch.float16: 1, torch.int8: 2, torch.uint8: 3}  # HALVES, BYTES, NIBBLES
 
 
 class _Decoded(ctypes.Structure):
@@ -33,6 +35,8 @@ class _Decoded(ctypes.Structure):
         ("bytes", ctypes.c_int64),
         ("dims", ctypes.c_int64),
         ("kind", ctypes.c_int64),
+        ("pitch", ctypes.c_int64),
+        ("step", ctypes.c_float),
     ]
 
 
@@ -42,22 +46,25 @@ def usable() -> str | None:
 
 
 def _struct(decoded: Decoded, out: Tensor | None) -> _Decoded:
-    rows = isinstance(decoded, Rows)
+    stream, factor = decoded.stream, decoded.factor
     table = decoded.table if isinstance(decoded, Rows) else decoded.query
-    half = decoded.factor is not None and decoded.factor.dtype == torch.float16
+    levels = decoded.levels if isinstance(decoded, Pairs) else None
+    half = factor is not None and factor.dtype == torch.float16
     return _Decoded(
         address(decoded.base),
-        address(table),
-        None if isinstance(decoded, Rows) else address(decoded.levels),
-        address(decoded.stream, _STREAMS),
-        address(decoded.factor, (torch.float16,)) if half else None,
-        None if half else address(decoded.factor),
+        address(table, _TABLES),
+        address(levels, _TABLES),
+        address(stream, _STREAMS),
+        address(factor, (torch.float16,)) if half else None,
+        None if half else address(factor),
         address(out),
         decoded.tokens,
+        -(-decoded.tokens // 8) * 8,
+        stream.shape[1] * stream.element_size(),
+        stream.shape[1] * (1 if levels is None else 2),
+        _ROWS if isinstance(decoded, Rows) else _KINDS[stream.dtype],
         table.shape[-1],
-        decoded.stream.shape[1] * decoded.stream.element_size(),
-        0 if rows else len(table),
-        0 if rows else _KINDS[decoded.stream.dtype],
+        1.0 if isinstance(decoded, Products) else decoded.step,
     )
 
 

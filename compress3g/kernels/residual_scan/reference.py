@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from .._pages import Pages
-from ._decoded import Decoded, Products, Rows
+from ._decoded import Decoded, Pairs, Products
 
-_CHUNK = 1 << 22  # similarities held at once
+_CHUNK = 1 << 22  # values held at once
 
 
 def usable() -> str | None:
@@ -20,30 +20,33 @@ def usable() -> str | None:
     return None
 
 
-def _inner(decoded: Decoded, vector: Int[Tensor, "n"]) -> Float[Tensor, "n padded"]:
-    stream = decoded.stream[vector]
-    if isinstance(decoded, Rows):
-        total = decoded.table.new_zeros(len(vector), decoded.table.shape[-1])
-        for b, table in enumerate(decoded.table):
-            total += table[stream[:, b].to(torch.int64)]
-        return total
-    if decoded.levels is not None:
-        return decoded.levels[stream.to(torch.int64)].flatten(1) @ decoded.query
-    return stream.float() @ decoded.query
+def _inner(decoded: Decoded, vector: Int[Tensor, "n"]) -> Float[Tensor, "n t"]:
+    stream, tokens = decoded.stream[vector], decoded.tokens
+    if isinstance(decoded, Products):
+        return stream.float() @ decoded.query[:, :tokens]
+    if isinstance(decoded, Pairs):
+        if decoded.levels is not None:
+            stream = decoded.levels[stream.to(torch.int64)].flatten(1)
+        query = decoded.query[:, :tokens].transpose(1, 2).flatten(0, 1)[: stream.shape[1]]
+        return (stream.double() @ query.double()).float() * decoded.step  # doubles add exactly
+    total = stream.new_zeros(len(vector), tokens, dtype=torch.int32)
+    for b, table in enumerate(decoded.table[..., :tokens]):
+        total += table[stream[:, b].to(torch.int64)]
+    return total.float() * decoded.step
 
 
 def _blocks(decoded: Decoded, pages: Pages) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Slices of the results, with owners and similarities [n, T] of their vectors."""
     pages.check()
-    width = decoded.query.shape[0] if isinstance(decoded, Products) else decoded.table.shape[-1]
+    width = max(decoded.tokens, 2 * decoded.stream.shape[1])
     for place, owner, vector in pages.blocks(max(1, _CHUNK // width)):
         similarity = _inner(decoded, vector)
         if decoded.base is not None:
             assert pages.codes is not None
-            similarity += decoded.base[pages.codes[vector].to(torch.int64)]
+            similarity += decoded.base[pages.codes[vector].to(torch.int64), : decoded.tokens]
         if decoded.factor is not None:
             similarity *= decoded.factor[vector].float()[:, None]
-        yield place, owner, similarity[:, : decoded.tokens]
+        yield place, owner, similarity
 
 
 def score(decoded: Decoded, pages: Pages) -> Float[Tensor, "n"]:
