@@ -133,20 +133,15 @@ def encode_waiting(writer: Writer, config: IndexConfig, note: Note) -> None:
         return
     if snapshot.codebook is None:
         note("train", 0, 1)
-        encoding = Encoding.train(_all_vectors(writer, waiting), _fitted(config, waiting))
+        pages = sum(s.pages for s in waiting)
+        encoding = Encoding.train(_all_vectors(writer, waiting), pages, config)
         name, folder = save_encoding(writer, encoding)
-        meta = {"config": config_to_json(encoding.config)}
-        writer.commit(Change("codebook", codebook=(name, folder.digest), meta=meta))
+        writer.commit(Change("codebook", codebook=(name, folder.digest)))
         note("train", 1, 1)
     encoding, name = load_encoding(writer)
     done, total = 0, sum(s.pages for s in waiting)
     for group in _grouped(waiting):
         done = _encode_group(writer, encoding, name, group, done, total, note)
-
-
-def _fitted(config: IndexConfig, waiting: Sequence[SegmentRow]) -> IndexConfig:
-    """The configuration with the number of centroids that suits the corpus, if it is left open."""
-    return config
 
 
 def _grouped(rows: Sequence[SegmentRow]) -> Iterator[list[SegmentRow]]:
@@ -252,7 +247,7 @@ def retrain(writer: Writer, config: IndexConfig, note: Note) -> None:
     """
     rows = writer.snapshot().segments
     note("train", 0, 1)
-    encoding = Encoding.train(_all_vectors(writer, rows), _fitted(config, rows))
+    encoding = Encoding.train(_all_vectors(writer, rows), sum(r.pages for r in rows), config)
     name, folder = save_encoding(writer, encoding)
     note("train", 1, 1)
     done, total = 0, sum(r.pages for r in rows)
@@ -260,8 +255,5 @@ def retrain(writer: Writer, config: IndexConfig, note: Note) -> None:
     for row in rows:
         new, done = reencode(writer, encoding, name, [row], done, total, note)
         added.append(new)
-    meta = {"config": config_to_json(encoding.config)}
     drop = [r.segment for r in rows]
-    writer.commit(
-        Change("retrain", added, codebook=(name, folder.digest), drop_segments=drop, meta=meta)
-    )
+    writer.commit(Change("retrain", added, codebook=(name, folder.digest), drop_segments=drop))

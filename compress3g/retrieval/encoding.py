@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float16, Float32
+from jaxtyping import Float16, Float32, Int64
 
 from .binary import SignCodec, fit_signs
 from .codebook import Codebook, Sampler, sample_size, train_codebook
 from .deduplicate import unique_codes
+from .places import pack_places
 from .residual import ResidualCodec, fit_codec, load_codec
 from .segment import PageRows
 
@@ -57,18 +58,25 @@ class Encoding:
     sign: SignCodec | None
 
     @classmethod
-    def train(cls, pages: Iterable[Float16[np.ndarray, "m d"]], config: IndexConfig) -> Encoding:
-        """Learns from a uniform sample of the vectors of all pages, in bounded memory.
+    def train(
+        cls, vectors: Iterable[Float16[np.ndarray, "m d"]], pages: int, config: IndexConfig
+    ) -> Encoding:
+        """Learns from a uniform sample of the vectors of so many pages, in bounded memory.
 
         Raises VectorError when there are none.
         """
-        sampler = Sampler(sample_size(config.k), config.seed)
-        for vectors in pages:
-            sampler.add(vectors)
+        k = config.centroids(pages)
+        sampler = Sampler(sample_size(k), config.seed)
+        for page in vectors:
+            sampler.add(page)
         sample = sampler.sample()
-        codebook = train_codebook(sample, config.k, config.seed)
+        codebook = train_codebook(sample, k, config.seed)
+        if config.binary == "index":
+            codebook = ordered(codebook, seed=config.seed)
         residual = fit_codec(config.residual, sample, codebook, config.seed)
-        sign = fit_signs(sample, config.seed) if config.binary == "sign" else None
+        sign = None
+        if config.binary in ("sign", "itq"):
+            sign = fit_signs(sample, config.seed, itq=config.binary == "itq")
         return cls(config, codebook, residual, sign)
 
     def encode(self, rows: PageRows) -> PageRows:
@@ -83,20 +91,22 @@ class Encoding:
         offsets = np.concatenate(([0], np.cumsum(rows.lengths)))
         unique, bounds = unique_codes(codes, offsets)
         vectors: dict[str, Array] = {}
+        streams = {"unique": (unique, np.diff(bounds))}
         if self.config.patches:
             vectors["codes"] = codes
-            vectors.update({n: rows.vectors[n] for n in ("grid", "kind")})
+            streams["places"] = _places(rows)
         if self.residual.bytes_per_vector:
             vectors["residual"], vectors["inv_norm"] = self.residual.encode(x, codes)
         if self.sign is not None:
             vectors["bits"], vectors["scale"] = self.sign.encode(x)
-        if "saliency" in rows.vectors and self.config.store != "none":
-            vectors["saliency"] = rows.vectors["saliency"]
+        if self.config.store != "none":  # to try other prunings with (evaluate.py)
+            kept = ("kind", "saliency")
+            vectors.update({n: rows.vectors[n] for n in kept if n in rows.vectors})
         if self.config.store == "f16":
             vectors["store"] = x.astype(np.float16)
         elif self.config.store == "int8":
             vectors["store"], vectors["store_scale"] = _bytes_of(x)
-        return PageRows(rows.page_ids, rows.lengths, vectors, unique, np.diff(bounds))
+        return PageRows(rows.page_ids, rows.lengths, vectors, streams)
 
     def drift(self, x: Float32[np.ndarray, "m d"]) -> float:
         """Mean squared distance from the centroids, as a multiple of what it was in training."""
@@ -116,8 +126,15 @@ class Encoding:
         """The encoding that `to_arrays` stored."""
         codebook = Codebook.from_arrays(arrays)
         residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
-        sign = SignCodec.from_arrays(_part(arrays, "sign.")) if config.binary == "sign" else None
+        stored = _part(arrays, "sign.")
+        sign = SignCodec.from_arrays(stored) if stored else None
         return cls(config, codebook, residual, sign)
+
+
+def _places(rows: PageRows) -> tuple[Array, Int64[np.ndarray, "p"]]:
+    if "places" in rows.streams:
+        return rows.streams["places"]
+    return pack_places(rows.vectors["grid"], rows.lengths)
 
 
 def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

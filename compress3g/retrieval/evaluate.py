@@ -134,7 +134,7 @@ def _scores(
         span = slice(int(end - length), int(end))
         vectors = x[span]
         if choose is not None:
-            kept = {n: piece.vectors.get(n) for n in ("saliency", "grid", "kind")}
+            kept = {n: piece.vectors.get(n) for n in ("saliency", "kind")}
             parts = {n: None if a is None else a[span] for n, a in kept.items()}
             vectors = choose(PageVectors(vectors, **parts), int(piece.page_ids[i])).vectors
         out[:, i] = np.add.reduceat((tokens @ vectors.T).max(1), starts)

@@ -10,8 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from ..kernels import residual_scan
+from ..kernels import hamming, residual_scan
+from .binary import SignCodec
 from .encoding import Encoding
+from .quantizers import Buckets, Pieces
+from .residual import QuantizedResidual
 from .segment import PageRows, Segment
 
 Scorer = Callable[[Segment, Int64[np.ndarray, "n"]], Float32[np.ndarray, "n"]]
@@ -55,10 +58,61 @@ def stored_scorer(query: Float32[np.ndarray, "t d"]) -> Scorer:
 
 
 def coded_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Scorer:
-    """The best score the compressed form allows."""
-    if encoding.residual.bytes_per_vector:
+    """The best score the compressed form allows: residual, else sign bits, else centroids."""
+    residual = encoding.residual
+    if isinstance(residual, QuantizedResidual):
+        similarity = np.ascontiguousarray(query @ encoding.codebook.centroids.T)
+        if isinstance(residual.quantizer, Pieces):
+            return _pieces_scorer(similarity, residual.quantizer.tables(query))
+        return _buckets_scorer(similarity, residual.quantizer, query)
+    if residual.bytes_per_vector:
         return decoded_scorer(encoding, query)
+    if encoding.sign is not None:
+        return _signs_scorer(encoding.sign, query)
     return centroid_scorer(encoding, query)
+
+
+def _pieces_scorer(
+    similarity: Float32[np.ndarray, "t k"], tables: Float32[np.ndarray, "t m w"]
+) -> Scorer:
+    words = np.ascontiguousarray(tables, np.float32)
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        arrays = segment.arrays
+        return residual_scan.score_pq(
+            similarity, words, arrays["codes"], arrays["residual"], arrays["inv_norm"],
+            segment.offsets, rows,
+        ).numpy()  # fmt: skip
+
+    return score
+
+
+def _buckets_scorer(
+    similarity: Float32[np.ndarray, "t k"], buckets: Buckets, query: Float32[np.ndarray, "t d"]
+) -> Scorer:
+    turned = np.ascontiguousarray(query @ buckets.rotation.T)
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        arrays = segment.arrays
+        return residual_scan.score_buckets(
+            turned, similarity, arrays["codes"], arrays["residual"], buckets.levels,
+            arrays["inv_norm"], segment.offsets, rows, bits=buckets.bits,
+        ).numpy()  # fmt: skip
+
+    return score
+
+
+def _signs_scorer(sign: SignCodec, query: Float32[np.ndarray, "t d"]) -> Scorer:
+    turned = np.zeros((len(query), 64 * sign.words), np.float32)
+    turned[:, : query.shape[1]] = sign.encode_query(query)[1]
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        arrays = segment.arrays
+        return hamming.score(
+            turned, arrays["bits"], arrays["scale"], segment.offsets, rows
+        ).numpy()
+
+    return score
 
 
 def decoded(encoding: Encoding, rows: PageRows) -> Float32[np.ndarray, "m d"]:

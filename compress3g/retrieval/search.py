@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from ..errors import ConfigError, DocumentError
 from ..kernels import code_scan
 from .encoding import originals
+from .places import unpack_places
 from .prune import keep_query_tokens
 from .rescore import Scorer, coded_scorer, decoded, stored_scorer
 from .vectors import check_vectors
@@ -260,9 +261,9 @@ def similarities(
         raise DocumentError(f"no page {page_id} in the index: it may have been removed")
     segment, rows, _ = next(view.split(positions))
     piece = segment.take(int(rows[0]), int(rows[0]) + 1)
-    grid = piece.vectors.get("grid")
-    if grid is None:
+    if "places" not in piece.streams:
         raise ConfigError("the index keeps no patches: build it with --patches for heat maps")
+    grid = unpack_places(piece.streams["places"][0])
     store = piece.vectors.get("store")
     if store is not None:
         vectors = originals(store, piece.vectors.get("store_scale"))

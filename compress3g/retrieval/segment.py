@@ -8,15 +8,16 @@
 | codes, residual u8, inv_norm f16 | vectors | centroid, residual bytes, 1 / length when decoded |
 | bits u64, scale f16 | vectors | sign bits of the binary mode |
 | store f16, or i8 with store_scale f32 | vectors | the originals, for exact scores |
-| grid i16, kind u8, saliency f16 | vectors | row and column of the patch, special or not, attention |
+| places_offsets i64, places u8 | pages + 1, bytes | rows and columns of the patches, zlib (places.py) |
+| grid i16, kind u8, saliency f16 | vectors | the same as numbers, special or not, attention |
 
-A segment that waits for its codebook has `store` and no codes.
+A segment that waits for its codebook has `store` and `grid` and no codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from jaxtyping import Bool, Int64
 from ..errors import FormatError
 from .array_folder import Array, ArrayFolder, ArrayFolderWriter
 
-_OFFSETS = {"offsets": "vectors", "unique_offsets": "unique"}
-_PER_PAGE = ("page_ids", *_OFFSETS)
+_STREAMS = ("unique", "places")  # ragged in their own way, each with offsets
+_PER_PAGE = ("page_ids", "offsets", *(f"{name}_offsets" for name in _STREAMS))
 CHUNK = 1 << 18  # vectors copied at a time
 
 
@@ -35,15 +36,14 @@ CHUNK = 1 << 18  # vectors copied at a time
 class PageRows:
     """Consecutive pages on their way into a segment.
 
-    page_ids, lengths: i64 [P]. vectors: arrays with a row per vector. unique, unique_lengths:
-    the distinct codes, absent while there is no codebook.
+    page_ids, lengths: i64 [P]. vectors: arrays with a row per vector. streams: values and lengths
+    [P] of what has another number of rows per page.
     """
 
     page_ids: Int64[np.ndarray, "p"]
     lengths: Int64[np.ndarray, "p"]
     vectors: Mapping[str, Array]
-    unique: Array | None = None
-    unique_lengths: Int64[np.ndarray, "p"] | None = None
+    streams: Mapping[str, tuple[Array, Int64[np.ndarray, "p"]]] = field(default_factory=dict)
 
 
 class SegmentWriter:
@@ -67,9 +67,9 @@ class SegmentWriter:
         self._append_offsets("offsets", rows.lengths)
         for name, array in rows.vectors.items():
             self._folder.append(name, array)
-        if rows.unique is not None and rows.unique_lengths is not None:
-            self._append_offsets("unique_offsets", rows.unique_lengths)
-            self._folder.append("unique", rows.unique)
+        for name, (values, lengths) in rows.streams.items():
+            self._append_offsets(f"{name}_offsets", lengths)
+            self._folder.append(name, values)
 
     def _append_offsets(self, name: str, lengths: Int64[np.ndarray, "p"]) -> None:
         if name not in self._ends:
@@ -121,18 +121,15 @@ class Segment:
         per_vector = {
             name: array[a:b]
             for name, array in self.arrays.items()
-            if name not in _PER_PAGE and name != "unique"
+            if name not in _PER_PAGE and name not in _STREAMS
         }
-        unique = lengths = None
-        if "unique" in self.arrays:
-            bounds = self.arrays["unique_offsets"][first : last + 1]
-            unique, lengths = self.arrays["unique"][bounds[0] : bounds[-1]], np.diff(bounds)
+        streams = {}
+        for name in _STREAMS:
+            if name in self.arrays:
+                bounds = self.arrays[f"{name}_offsets"][first : last + 1]
+                streams[name] = self.arrays[name][bounds[0] : bounds[-1]], np.diff(bounds)
         return PageRows(
-            self.page_ids[first:last],
-            np.diff(self.offsets[first : last + 1]),
-            per_vector,
-            unique,
-            lengths,
+            self.page_ids[first:last], np.diff(self.offsets[first : last + 1]), per_vector, streams
         )
 
     def chunks(self, first: int, last: int) -> Iterator[PageRows]:
@@ -150,9 +147,10 @@ class Segment:
         ids = self.page_ids
         if len(ids) > 1 and not (np.diff(ids) > 0).all():
             yield f"{path}/page_ids.i64: not ascending{self.pages_between(0, len(ids))}"
-        for name, what in _OFFSETS.items():
+        yield from self._problems_of_offsets("offsets", self._vector_rows())
+        for name in _STREAMS:
             if name in self.arrays:
-                yield from self._problems_of_offsets(name, what)
+                yield from self._problems_of_offsets(f"{name}_offsets", len(self.arrays[name]))
         for name in ("codes", "unique"):
             codes = self.arrays.get(name)
             if codes is None or centroids is None or not len(codes):
@@ -165,12 +163,11 @@ class Segment:
                     f" centroids{self.pages_between(row, row + 1)}"
                 )
 
-    def _problems_of_offsets(self, name: str, what: str) -> Iterator[str]:
-        offsets = self.arrays[name]
-        rows = len(self.arrays["unique"]) if what == "unique" else self._vector_rows()
+    def _problems_of_offsets(self, name: str, rows: int) -> Iterator[str]:
+        offsets = self.arrays.get(name, np.zeros(0, np.int64))
         steps = np.diff(offsets)
         if len(offsets) != len(self) + 1 or offsets[0] != 0 or offsets[-1] != rows:
-            yield f"{self.folder.path}/{name}.i64: does not span the {rows} {what}"
+            yield f"{self.folder.path}/{name}.i64: does not span {rows} rows"
         elif (steps < 0).any():
             row = int(np.flatnonzero(steps < 0)[0])
             yield (
@@ -178,11 +175,11 @@ class Segment:
             )
 
     def _vector_rows(self) -> int:
-        names = [n for n in self.arrays if n not in _PER_PAGE and n != "unique"]
-        return len(self.arrays[names[0]]) if names else 0
+        names = [n for n in self.arrays if n not in _PER_PAGE and n not in _STREAMS]
+        return len(self.arrays[names[0]]) if names else int(self.offsets[-1])
 
     def _page_of(self, name: str, row: int) -> int:
-        offsets = self.arrays["unique_offsets" if name == "unique" else "offsets"]
+        offsets = self.arrays[f"{name}_offsets" if name in _STREAMS else "offsets"]
         return max(int(np.searchsorted(offsets, row, side="right")) - 1, 0)
 
     def damage(self) -> Iterator[str]:
