@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _COMMANDS = {
     "nerf": ("compress3g.nerf.cli:app", "Train, prune, render and inspect radiance fields."),
+    "index": ("compress3g.retrieval.cli:app", "Index, search and evaluate pages of documents."),
     "doctor": ("compress3g.cli.doctor:doctor", "Say which backends run here, and what would help."),
 }
 

@@ -26,7 +26,36 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
+class _NumberOrWord(click.ParamType):
+    """`int | Literal["auto"]` on a command line."""
+
+    def __init__(self, number: type[int] | type[float], words: tuple[str, ...]) -> None:
+        self._number, self._words = number, words
+        self.name = "|".join([number.__name__, *words])
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        if not isinstance(value, str) or value in self._words:
+            return value
+        try:
+            return self._number(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {' nor '.join(self._words)}", param, ctx)
+
+
+def _number_or_word(kind: Any) -> tuple[Any, tuple[str, ...]] | None:
+    """Number type and words of `int | Literal["auto"]`; None for other kinds."""
+    if get_origin(kind) not in (types.UnionType, typing.Union):
+        return None
+    words = [w for k in get_args(kind) if get_origin(k) is Literal for w in get_args(k)]
+    numbers = [k for k in get_args(kind) if k in (int, float)]
+    return (numbers[0], tuple(words)) if words and numbers else None
+
+
 def _click_type(kind: Any) -> Any:
+    if (mixed := _number_or_word(kind)) is not None:
+        return _NumberOrWord(*mixed)
     kind = _plain(kind)
     if get_origin(kind) is Literal:
         return click.Choice([str(choice) for choice in get_args(kind)])
@@ -67,6 +96,8 @@ def options_from(config: type[Any]) -> Callable[[Callable[..., Any]], Callable[.
 
 
 def _matches(value: Any, kind: Any) -> bool:
+    if (mixed := _number_or_word(kind)) is not None:
+        return value in mixed[1] or _matches(value, mixed[0])
     kind = _plain(kind)
     if get_origin(kind) is Literal:
         return value in get_args(kind)
@@ -97,11 +128,19 @@ def read_toml(config: type[Any], file: Path) -> dict[str, Any]:
     return values
 
 
-def resolve(config: type[Config], options: Mapping[str, Any], file: Path | None) -> Config:
-    """The configuration of this call: defaults, then the TOML file, then what was really typed."""
+def resolve(
+    config: type[Config],
+    options: Mapping[str, Any],
+    file: Path | None,
+    *,
+    preset: Config | None = None,
+) -> Config:
+    """The configuration of this call: defaults, or a preset, then the TOML file, then what was typed."""
     context = click.get_current_context()
     values = dict(options)
-    for key, value in (read_toml(config, file) if file else {}).items():
+    below = dataclasses.asdict(typing.cast(Any, preset)) if preset is not None else {}
+    below |= read_toml(config, file) if file else {}
+    for key, value in below.items():
         if context.get_parameter_source(key) is not ParameterSource.COMMANDLINE:
             values[key] = value
     return config(**values)
