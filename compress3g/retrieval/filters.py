@@ -40,10 +40,26 @@ _SIGNS = {"=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">"
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A condition over `pages p JOIN documents d` and its parameters."""
+    """A condition over documents d and, where `page` occurs in it, pages p; and its parameters."""
 
     sql: str
     parameters: tuple[Any, ...]
+    of_pages: bool
+
+    @property
+    def pages(self) -> str:
+        """A statement that selects the numbers of the pages that pass."""
+        if self.of_pages:
+            return f"SELECT p.page FROM pages p JOIN documents d USING (document) WHERE {self.sql}"
+        # One look at a document's metadata, not one for each of its pages.
+        inner = f"SELECT d.document FROM documents d WHERE {self.sql}"
+        return f"SELECT page FROM pages WHERE document IN ({inner})"
+
+    @property
+    def documents(self) -> str:
+        """A statement that selects the numbers of the documents of which a page passes."""
+        joined = " JOIN pages p USING (document)" if self.of_pages else ""
+        return f"SELECT d.document FROM documents d{joined} WHERE {self.sql}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +82,7 @@ def parse_where(text: str) -> Where:
     parser = _Parser(text)
     sql = parser.condition(0)
     parser.expect_end()
-    return Where(sql, tuple(parser.parameters))
+    return Where(sql, tuple(parser.parameters), parser.of_pages)
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -92,6 +108,7 @@ class _Parser:
         self._next = 0
         self._comparisons = 0
         self.parameters: list[Any] = []
+        self.of_pages = False
 
     def _peek(self) -> _Token:
         return self._tokens[self._next]
@@ -192,6 +209,7 @@ class _Parser:
             if kind != wanted:
                 raise ConfigError(f"--where: {key} is a {wanted}, {values[0]!r} is not")
             if key == "page":
+                self.of_pages = True
                 self.parameters += values
                 return f"((p.number + 1) {sign} {marks})"
             # Paths are kept as bytes, and compared as such.

@@ -379,10 +379,7 @@ class Index:
 
     def _pages_where(self, text: str) -> Int64[np.ndarray, "n"]:
         where = parse_where(text)
-        rows = self._catalog.query(
-            f"SELECT p.page FROM pages p JOIN documents d USING (document) WHERE {where.sql}",
-            where.parameters,
-        )
+        rows = self._catalog.query(where.pages, where.parameters)
         return np.unique(np.asarray([page for (page,) in rows], np.int64))
 
     def heatmap(
@@ -449,11 +446,7 @@ def _heatmap(
 
 def _matching(catalog: Catalog, text: str) -> list[DocumentRow]:
     where = parse_where(text)
-    condition = (
-        "document IN (SELECT d.document FROM documents d JOIN pages p USING (document)"
-        f" WHERE {where.sql})"
-    )
-    return catalog.documents(condition, where.parameters)
+    return catalog.documents(f"document IN ({where.documents})", where.parameters)
 
 
 def _checked(metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from .quantizers import Buckets, Pieces
 from .residual import QuantizedResidual
 from .segment import PageRows, Segment
 
+_PAGES = 256  # gathered at a time
 Scorer = Callable[[Segment, Int64[np.ndarray, "n"]], Float32[np.ndarray, "n"]]
 
 
@@ -26,8 +27,14 @@ def centroid_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Sc
 
     def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
         unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
-        pages = [similarity[unique[bounds[r] : bounds[r + 1]]].max(0).sum() for r in rows]
-        return np.asarray(pages, np.float32)
+        out = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _PAGES):
+            block = rows[start : start + _PAGES]
+            codes = np.concatenate([unique[bounds[r] : bounds[r + 1]] for r in block])
+            lengths = bounds[block + 1] - bounds[block]
+            first = np.cumsum(lengths) - lengths
+            out[start : start + _PAGES] = np.maximum.reduceat(similarity[codes], first).sum(1)
+        return out
 
     return score
 

@@ -29,7 +29,7 @@ from .array_folder import Array, ArrayFolder, ArrayFolderWriter
 
 _STREAMS = ("unique", "places")  # ragged in their own way, each with offsets
 _PER_PAGE = ("page_ids", "offsets", *(f"{name}_offsets" for name in _STREAMS))
-CHUNK = 1 << 18  # vectors copied at a time
+CHUNK = 1 << 17  # vectors copied at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,19 +25,21 @@ DOCUMENTS = [
 def table():
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE documents (document INTEGER, path BLOB, meta TEXT)")
-    connection.execute("CREATE TABLE pages (document INTEGER, number INTEGER)")
+    connection.execute("CREATE TABLE pages (page INTEGER, document INTEGER, number INTEGER)")
     for i, meta in enumerate(DOCUMENTS):
         row = (i, f"dir/{i}.pdf".encode(), json.dumps(meta))
         connection.execute("INSERT INTO documents VALUES (?, ?, ?)", row)
-        connection.execute("INSERT INTO pages VALUES (?, ?)", (i, i))
+        connection.execute("INSERT INTO pages VALUES (?, ?, ?)", (i, i, i))
     yield connection
     connection.close()
 
 
 def select(table, text):
     where = parse_where(text)
-    sql = f"SELECT d.document FROM pages p JOIN documents d USING (document) WHERE {where.sql}"
-    return {row for (row,) in table.execute(sql, where.parameters)}
+    found = {row for (row,) in table.execute(where.documents, where.parameters)}
+    # Page i of this table is the one page of document i.
+    assert found == {row for (row,) in table.execute(where.pages, where.parameters)}
+    return found
 
 
 @pytest.mark.parametrize(
