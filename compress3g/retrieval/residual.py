@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int8, Integer, UInt8
 
 from ..errors import ConfigError, VectorError
-from .binary import random_rotation
 from .codebook import Codebook
 from .quantizers import Buckets, Pieces, fit_buckets, fit_pieces
 from .vectors import Array
@@ -71,11 +70,9 @@ def fit_codec(
         return whole(codebook)
     sample = np.asarray(sample, np.float32)
     r = sample - codebook.centroids[codebook.assign(sample)]
-    rotation = random_rotation(codebook.dimension, seed)
     if name.startswith("pq"):
-        pieces = fit_pieces(r, int(name[2:]), rotation, seed)
-        return QuantizedResidual(codebook, name, pieces)
-    return QuantizedResidual(codebook, name, fit_buckets(r, int(name[3:]), rotation))
+        return QuantizedResidual(codebook, name, fit_pieces(r, int(name[2:]), seed))
+    return QuantizedResidual(codebook, name, fit_buckets(r, int(name[3:])))
 
 
 def load_codec(name: str, codebook: Codebook, arrays: Mapping[str, Array]) -> ResidualCodec:
@@ -83,9 +80,9 @@ def load_codec(name: str, codebook: Codebook, arrays: Mapping[str, Array]) -> Re
     whole = _check(name, codebook.dimension)
     if whole is not None:
         return whole(codebook)
-    kind = Pieces if name.startswith("pq") else Buckets
-    rotation, learned = (np.asarray(arrays[n], np.float32) for n in ("rotation", "learned"))
-    return QuantizedResidual(codebook, name, kind(rotation, learned))
+    if name.startswith("pq"):
+        return QuantizedResidual(codebook, name, Pieces(np.asarray(arrays["words"], np.float32)))
+    return QuantizedResidual(codebook, name, Buckets(np.asarray(arrays["levels"], np.float32)))
 
 
 def _check(name: str, dimension: int) -> type[NoResidual | ByteVectors | HalfVectors] | None:
@@ -97,7 +94,10 @@ def _check(name: str, dimension: int) -> type[NoResidual | ByteVectors | HalfVec
         raise ConfigError(
             f"--residual {name} needs vectors of a dimension divisible by {pieces}, not {dimension}"
         )
-    return {"none": NoResidual, "int8": ByteVectors, "f16": HalfVectors}.get(name)
+    kinds: dict[str, type[NoResidual | ByteVectors | HalfVectors]] = {
+        "none": NoResidual, "int8": ByteVectors, "f16": HalfVectors,
+    }  # fmt: skip
+    return kinds.get(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class NoResidual:
         inv_norm: Float16[np.ndarray, "n"],
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """The centroids."""
-        return self.codebook.centroids[codes]
+        return np.asarray(self.codebook.centroids[codes])
 
     def to_arrays(self) -> dict[str, Array]:
         """Nothing."""
@@ -190,7 +190,7 @@ class ByteVectors:
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """The vectors as they were rounded."""
         grid, step = self.vectors(stored)
-        return grid.astype(np.float32) * step[:, None]
+        return np.asarray(grid * step[:, None])
 
     def to_arrays(self) -> dict[str, Array]:
         """Nothing."""
@@ -201,8 +201,8 @@ class ByteVectors:
 class QuantizedResidual:
     """r = x - c in `quantizer`'s bytes, and 1 / |c + r~|, so that no scorer computes it again.
 
-    Scoring: `similarity` = Q centroids^T, and from the quantizer either `tables(query)` or
-    `query @ rotation.T` with `levels`, as kernels.residual_scan wants them.
+    Scoring by kernels.residual_scan: the similarity Q centroids^T, and from the quantizer either
+    `tables(query)` or `levels`.
     """
 
     codebook: Codebook
@@ -212,7 +212,7 @@ class QuantizedResidual:
     @property
     def bytes_per_vector(self) -> int:
         """Of the residual."""
-        return self.quantizer.bytes
+        return self.quantizer.bytes_of(self.codebook.dimension)
 
     def encode(self, x: Float[np.ndarray, "n d"], codes: Integer[np.ndarray, "n"]) -> Encoded:
         """Bytes of r, and inv_norm. Raises VectorError for shapes that do not fit."""
@@ -237,11 +237,10 @@ class QuantizedResidual:
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """(c + r~) * inv_norm."""
         whole = self.codebook.centroids[codes] + self.quantizer.unpack(stored)
-        return whole * np.asarray(inv_norm, np.float32)[:, None]
+        return np.asarray(whole * np.asarray(inv_norm, np.float32)[:, None])
 
     def to_arrays(self) -> dict[str, Array]:
-        """Rotation, and levels or words."""
-        learned = self.quantizer.levels if isinstance(self.quantizer, Buckets) else (
-            self.quantizer.words
-        )
-        return {"rotation": self.quantizer.rotation, "learned": learned}
+        """Levels of buckets, or words of pieces."""
+        if isinstance(self.quantizer, Buckets):
+            return {"levels": self.quantizer.levels}
+        return {"words": self.quantizer.words}

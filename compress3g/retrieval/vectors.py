@@ -71,7 +71,8 @@ class PageVectors:
 
     def take(self, rows: Int64[np.ndarray, "k"]) -> PageVectors:
         """The page with only these rows, in this order."""
-        assert self.grid is not None and self.kind is not None
+        assert self.grid is not None
+        assert self.kind is not None
         return replace(
             self,
             vectors=self.vectors[rows],
@@ -98,7 +99,7 @@ def normalise(x: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
     """
     x = np.asarray(x, np.float32)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    return np.asarray(x / np.where(length > 0, length, 1), np.float32)
 
 
 def check_vectors(

@@ -19,7 +19,9 @@ def unit(n, d, seed=0):
 
 def planted(groups, each, d, noise, seed=0):
     centres = unit(groups, d, seed)
-    return centres, normalise(np.repeat(centres, each, 0) + noise * unit(groups * each, d, seed + 1))
+    return centres, normalise(
+        np.repeat(centres, each, 0) + noise * unit(groups * each, d, seed + 1)
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -65,7 +67,8 @@ def test_more_centroids_than_distinct_vectors_shrink_with_a_warning(caplog):
     x = np.repeat(unit(7, 16), 9, 0)
     with caplog.at_level(logging.WARNING, "compress3g.retrieval"):
         book = train_codebook(x, 50, 0)
-    assert book.k == 7 and book.asked == 50
+    assert book.k == 7
+    assert book.asked == 50
     assert "7 distinct" in caplog.text
     assert book.energy == pytest.approx(0, abs=1e-6)
 
@@ -111,9 +114,8 @@ def test_a_graph_assigns_many_centroids_or_exact_search_does(floor, monkeypatch,
         assert "not used" in caplog.text
         np.testing.assert_array_equal(codes, exact)
     else:
-        assert (codes == exact).mean() == pytest.approx(book.agreement, abs=0.01) and (
-            book.agreement > 0.9
-        )
+        assert (codes == exact).mean() == pytest.approx(book.agreement, abs=0.01)
+        assert book.agreement > 0.9
 
 
 @pytest.mark.parametrize("k", [0, -1, 65537])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,10 +32,11 @@ def test_every_page_becomes_its_sorted_set(lengths, k, block, seed):
         unique, starts = unique_codes(codes, offsets)
     finally:
         deduplicate._BLOCK = before
-    pages = [codes[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
-    kept = [unique[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
+    pages = [codes[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+    kept = [unique[a:b].tolist() for a, b in itertools.pairwise(starts)]
     assert kept == [sorted(set(page)) for page in pages]
-    assert unique.dtype == codes.dtype and starts.dtype == np.int64
+    assert unique.dtype == codes.dtype
+    assert starts.dtype == np.int64
 
 
 @given(seed=st.integers(0, 999), tokens=st.integers(1, 8))

@@ -111,7 +111,8 @@ def test_equal_vectors_become_one():
 def test_opposite_vectors_leave_no_zero_row():
     x = np.array([[1, 0], [-1, 0]], np.float32)
     merged = pool(PageVectors(x), 2).vectors
-    assert len(merged) == 1 and abs(merged[0, 0]) == 1
+    assert len(merged) == 1
+    assert abs(merged[0, 0]) == 1
 
 
 def test_half_precision_stays():

@@ -45,12 +45,15 @@ def error(codec, x):
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_are_what_the_table_says(name, codecs):
     x = clustered(50, 64, 1)
-    codes, kept, inv_norm = stored(codecs[name], x)
+    _codes, kept, inv_norm = stored(codecs[name], x)
     wanted = {"none": 0, "res1": 8, "res2": 16, "res4": 32, "pq16": 16, "pq32": 32,
               "int8": 68, "f16": 128}  # fmt: skip
-    assert kept.shape == (50, wanted[name]) and kept.dtype == np.uint8
-    assert codecs[name].bytes_per_vector == wanted[name] and codecs[name].name == name
-    assert inv_norm.shape == (50,) and inv_norm.dtype == np.float16
+    assert kept.shape == (50, wanted[name])
+    assert kept.dtype == np.uint8
+    assert codecs[name].bytes_per_vector == wanted[name]
+    assert codecs[name].name == name
+    assert inv_norm.shape == (50,)
+    assert inv_norm.dtype == np.float16
 
 
 @pytest.mark.parametrize("ladder", [["none", "res1", "res2", "res4", "int8", "f16"],
@@ -81,16 +84,17 @@ def test_bucket_bytes_follow_their_definition(bits, book, codecs):
     """Bits of dimension d from bit d * bits of the row; the value is the nearest level."""
     codec, x = codecs[f"res{bits}"], clustered(30, 64, 1)
     codes, kept, inv_norm = stored(codec, x)
-    levels, rotation = codec.quantizer.levels, codec.quantizer.rotation.astype(np.float64)
-    assert len(levels) == 1 << bits and (np.diff(levels) > 0).all()
-    turned = (x - book.centroids[codes]) @ rotation.T
+    levels = codec.quantizer.levels
+    assert len(levels) == 1 << bits
+    assert (np.diff(levels) > 0).all()
+    rest = x - book.centroids[codes]
     for row in range(30):
         whole = int.from_bytes(kept[row].tobytes(), "little")
         value = levels[[whole >> d * bits & (1 << bits) - 1 for d in range(64)]]
-        best = np.abs(turned[row][:, None] - levels[None]).min(1)
+        best = np.abs(rest[row][:, None] - levels[None]).min(1)
         # a number in the middle of two levels may go either way in float32
-        np.testing.assert_allclose(np.abs(turned[row] - value), best, atol=1e-6)
-        unscaled = book.centroids[codes[row]] + value @ rotation
+        np.testing.assert_allclose(np.abs(rest[row] - value), best, atol=1e-6)
+        unscaled = book.centroids[codes[row]] + value
         assert inv_norm[row] == pytest.approx(1 / np.linalg.norm(unscaled), rel=1e-3)
 
 
@@ -98,8 +102,7 @@ def test_levels_beat_quantiles(book, codecs):
     """Cut points at quantiles, levels at means (2112.01488), are where the levels start from."""
     x = clustered(4000, 64)
     for bits in (2, 4):
-        turned = (x - book.centroids[book.assign(x)]) @ codecs["res2"].quantizer.rotation.T
-        numbers = turned.ravel().astype(np.float64)
+        numbers = (x - book.centroids[book.assign(x)]).ravel().astype(np.float64)
         bucket = np.digitize(numbers, np.quantile(numbers, np.arange(1, 2**bits) / 2**bits))
         means = np.array([numbers[bucket == b].mean() for b in range(2**bits)])
         levels = codecs[f"res{bits}"].quantizer.levels
@@ -111,9 +114,9 @@ def test_levels_beat_quantiles(book, codecs):
 def test_pieces_are_the_nearest_words(name, book, codecs):
     codec, x = codecs[name], clustered(40, 64, 1)
     codes, kept, _ = stored(codec, x)
-    turned = (x - book.centroids[codes]) @ codec.quantizer.rotation.T
+    rest = x - book.centroids[codes]
     m = codec.bytes_per_vector
-    distance = ((turned.reshape(40, m, 1, -1) - codec.quantizer.words) ** 2).sum(-1)
+    distance = ((rest.reshape(40, m, 1, -1) - codec.quantizer.words) ** 2).sum(-1)
     chosen = np.take_along_axis(distance, kept[:, :, None].astype(int), 2)[..., 0]
     np.testing.assert_allclose(chosen, distance.min(2), atol=1e-6)
 
@@ -130,7 +133,7 @@ def test_asymmetric_scores_equal_those_of_decoded_vectors(name, book, codecs):
     else:
         shifts = np.arange(0, 8, q.bits)
         numbers = (kept[:, :, None] >> shifts & (1 << q.bits) - 1).reshape(60, -1)
-        similarity = similarity + (query @ q.rotation.T) @ q.levels[numbers].T
+        similarity = similarity + query @ q.levels[numbers].T
     expected = query.astype(np.float64) @ codec.decode(codes, kept, inv_norm).T
     # float32 sums of 64 terms in another order
     np.testing.assert_allclose(similarity * inv_norm.astype(np.float32), expected, atol=1e-5)
@@ -156,7 +159,8 @@ def test_few_vectors_of_any_dimension_are_enough(n, d, k, name, seed):
     x = clustered(n, d, seed)
     codec = fit_codec(name, x, train_codebook(x, k, seed), seed)
     decoded = codec.decode(*stored(codec, x))
-    assert decoded.shape == (n, d) and np.isfinite(decoded).all()
+    assert decoded.shape == (n, d)
+    assert np.isfinite(decoded).all()
     if name.startswith("pq"):  # every residual is a word of its own; inv_norm is half precision
         np.testing.assert_allclose(decoded, x, atol=2e-3)
 

@@ -17,8 +17,10 @@ def unit(n, d, seed=0):
 def test_tensors_become_arrays_and_missing_parts_are_filled():
     page = PageVectors(torch.ones(3, 8), saliency=torch.arange(3.0))
     assert isinstance(page.vectors, np.ndarray)
-    assert page.grid.tolist() == [[-1, -1]] * 3 and page.grid.dtype == np.int16
-    assert page.kind.tolist() == [PATCH] * 3 and page.saliency.dtype == np.float32
+    assert page.grid.tolist() == [[-1, -1]] * 3
+    assert page.grid.dtype == np.int16
+    assert page.kind.tolist() == [PATCH] * 3
+    assert page.saliency.dtype == np.float32
 
 
 def test_take_keeps_the_parts_together():
@@ -28,7 +30,8 @@ def test_take_keeps_the_parts_together():
     )
     assert page.saliency.tolist() == [2, 0]
     assert page.grid.tolist() == [[4, 5], [0, 1]]
-    assert page.specials.tolist() == [1] and page.patches.tolist() == [0]
+    assert page.specials.tolist() == [1]
+    assert page.patches.tolist() == [0]
     np.testing.assert_array_equal(page.vectors, unit(3, 8)[[2, 0]])
 
 
