@@ -25,7 +25,6 @@ def as_tensor(array: Array, name: str, dtypes: Sequence[torch.dtype], ndim: int)
     Raises ConfigError on another dtype, another number of axes, or gaps between elements.
     """
     if isinstance(array, np.ndarray):
-        # Codes of the other byte order are refused below as an unknown dtype.
         array = _borrow(array) if array.flags.c_contiguous else _no_gaps(name, array.shape)
     if array.dtype not in dtypes or array.ndim != ndim:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -33,6 +32,8 @@ def as_tensor(array: Array, name: str, dtypes: Sequence[torch.dtype], ndim: int)
             f"{name} must be {wanted} with {ndim} axes, got "
             f"{str(array.dtype).removeprefix('torch.')} of shape {tuple(array.shape)}"
         )
+    if array.numel() == 0:
+        return array.new_empty(array.shape)  # with strides that can be reinterpreted
     return array if array.is_contiguous() else _no_gaps(name, array.shape)
 
 

@@ -64,14 +64,16 @@ INLINE i64 different(const void *codes, int wide, i64 n, u8 *seen, u16 *list)
 INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, int wide, i64 n,
                                  const int blocks, i64 *sums)
 {
-    u8 best[256] = {0};
-    for (i64 j = 0; j < n; j++) {
-        const u8 *row = table + code_at(codes, wide, j) * pitch;
-        for (int c = 0; c < 32 * blocks; c++) best[c] = row[c] > best[c] ? row[c] : best[c];
-    }
-    for (int e = 0; e < 4 * blocks; e++) {
-        sums[e] = 0;
-        for (int c = 0; c < 8; c++) sums[e] += best[8 * e + c];
+    for (int b = 0; b < blocks; b++) { /* 32 columns at a time: compilers keep those in registers */
+        u8 best[32] = {0};
+        for (i64 j = 0; j < n; j++) {
+            const u8 *row = table + code_at(codes, wide, j) * pitch + 32 * b;
+            for (int c = 0; c < 32; c++) best[c] = row[c] > best[c] ? row[c] : best[c];
+        }
+        for (int e = 0; e < 4; e++) {
+            sums[4 * b + e] = 0;
+            for (int c = 0; c < 8; c++) sums[4 * b + e] += best[8 * e + c];
+        }
     }
 }
 #else
@@ -79,7 +81,28 @@ INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, 
 #define WIDES (blocks / 2)
 #define NARROWS (blocks & 1)
 #else
+#define WIDES 0
 #define NARROWS blocks
+#endif
+
+/* Maxima with one row; two sets of registers, so that two can be under way. */
+#define RAISE_NARROW(row, set)                                                                     \
+    _Pragma("GCC unroll 8") for (int b = 0; b < NARROWS; b++) narrow[set][b] = _mm256_max_epu8(    \
+        narrow[set][b], _mm256_loadu_si256((const __m256i *)((row) + 64 * WIDES + 32 * b)));
+#if VECTOR == 16
+#define RAISE(from, set)                                                                           \
+    {                                                                                              \
+        const u8 *row = (from);                                                                    \
+        _Pragma("GCC unroll 4") for (int b = 0; b < WIDES; b++) broad[b] =                         \
+            _mm512_max_epu8(broad[b], _mm512_loadu_si512(row + 64 * b));                           \
+        RAISE_NARROW(row, set)                                                                     \
+    }
+#else
+#define RAISE(from, set)                                                                           \
+    {                                                                                              \
+        const u8 *row = (from);                                                                    \
+        RAISE_NARROW(row, set)                                                                     \
+    }
 #endif
 INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, int wide, i64 n,
                                  const int blocks, i64 *sums)
@@ -92,34 +115,15 @@ INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, 
     __m512i broad[4];
     for (int b = 0; b < 4; b++) broad[b] = _mm512_setzero_si512();
 #endif
-    i64 j = 0;
-    for (; j < n; j += step) {
+    const u8 *next = codes, *end = next + (n << wide), *last_word = end - 8;
+    for (; next <= last_word; next += 8) {
         u64 word;
-        if (j + step <= n)
-            memcpy(&word, (const u8 *)codes + (j << wide), 8);
-        else { /* the last code again and again: a maximum does not mind */
-            word = 0;
-            for (int s = 0; s < step; s++) {
-                const i64 at = j + s < n ? j + s : n - 1;
-                word |= (u64)code_at(codes, wide, at) << (s * bits);
-            }
-        }
+        memcpy(&word, next, 8);
 #pragma GCC unroll 8
-        for (int s = 0; s < step; s++) {
-            const u8 *row = table + (i64)(word >> (s * bits) & mask) * pitch;
-#if VECTOR == 16
-#pragma GCC unroll 4
-            for (int b = 0; b < WIDES; b++)
-                broad[b] = _mm512_max_epu8(broad[b], _mm512_loadu_si512(row + 64 * b));
-            row += 64 * WIDES;
-#endif
-#pragma GCC unroll 8
-            for (int b = 0; b < NARROWS; b++) {
-                const __m256i bytes = _mm256_loadu_si256((const __m256i *)(row + 32 * b));
-                narrow[s & 1][b] = _mm256_max_epu8(narrow[s & 1][b], bytes);
-            }
-        }
+        for (int s = 0; s < step; s++)
+            RAISE(table + (i64)(word >> (s * bits) & mask) * pitch, s & 1)
     }
+    for (; next < end; next += 1 << wide) RAISE(table + code_at(next, wide, 0) * pitch, 0)
 #if VECTOR == 16
 #pragma GCC unroll 4
     for (int b = 0; b < WIDES; b++)
@@ -134,6 +138,8 @@ INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, 
 }
 #undef WIDES
 #undef NARROWS
+#undef RAISE
+#undef RAISE_NARROW
 #endif
 
 INLINE TARGET void NAME(columns)(const u8 *table, i64 pitch, const void *codes, const int wide,
