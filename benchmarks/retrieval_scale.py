@@ -32,7 +32,6 @@ from compress3g.retrieval.deduplicate import unique_codes
 from compress3g.retrieval.encoding import Encoding
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.residual import fit_codec
-from compress3g.retrieval.search import SearchConfig
 from compress3g.retrieval.segment import PageRows, SegmentWriter
 from compress3g.retrieval.vectors import PageVectors
 from compress3g.retrieval.writer import Writer
@@ -65,9 +64,10 @@ def synthetic_encoding(config: IndexConfig, k: int) -> Encoding:
     draw = np.random.default_rng(SEED + 1)
     centroids = 0.8 * unit(draw.standard_normal((k, DIMENSION)))
     codebook = Codebook(centroids, k, np.ones(k, np.int64), 0.36)
-    sample = unit(codebook.centroids[draw.integers(0, k, 20_000)] + 0.05 * draw.standard_normal(
-        (20_000, DIMENSION)
-    ))
+    sample = unit(
+        codebook.centroids[draw.integers(0, k, 20_000)]
+        + 0.05 * draw.standard_normal((20_000, DIMENSION))
+    )
     return Encoding(config, codebook, fit_codec(config.residual, sample, codebook, SEED), None)
 
 
@@ -120,7 +120,9 @@ def queries(count: int, k: int) -> list[np.ndarray]:
     centroids = synthetic_encoding(IndexConfig(residual="none"), k).codebook.directions
     made = []
     for _ in range(count):
-        codes = preferred[draw.integers(0, TOPICS, TOKENS) // 128, draw.integers(0, PREFERRED, TOKENS)]
+        codes = preferred[
+            draw.integers(0, TOPICS, TOKENS) // 128, draw.integers(0, PREFERRED, TOKENS)
+        ]
         made.append(unit(centroids[codes] + 0.05 * draw.standard_normal((TOKENS, DIMENSION))))
     return made
 
@@ -136,8 +138,8 @@ def brute_force(index: Index, query: np.ndarray, k: int) -> list[int]:
             edge = bounds[start : min(start + CHUNK, len(segment)) + 1]
             rows = similarity[unique[edge[0] : edge[-1]]]
             scores = np.maximum.reduceat(rows, edge[:-1] - edge[0]).sum(1)
-            best += [(-float(scores[i]), int(segment.page_ids[start + i]))
-                     for i in np.argpartition(-scores, min(k, len(scores) - 1))[: k + 1]]  # fmt: skip
+            highest = np.argpartition(-scores, min(k, len(scores) - 1))[: k + 1]
+            best += [(-float(scores[i]), int(segment.page_ids[start + i])) for i in highest]
             best = sorted(best)[: k + 1]
     return [page for _, page in best[:k]]
 
@@ -146,7 +148,7 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# What runs in a process of its own -----------------------------------------------------------------
+# What runs in a process of its own --------------------------------------------------------------
 
 
 def work_search(path: str, count: int, k: int, check: int) -> dict[str, float]:
@@ -217,7 +219,9 @@ def work_build(path: str, pages: int, k: int) -> dict[str, float]:
         )
         size = index.info().bytes_per_page
     return {
-        "memory": peak_megabytes(), "seconds": time.perf_counter() - clock, "bytes_per_page": size
+        "memory": peak_megabytes(),
+        "seconds": time.perf_counter() - clock,
+        "bytes_per_page": size,
     }
 
 

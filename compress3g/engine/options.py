@@ -26,16 +26,14 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-class _NumberOrWord(click.ParamType):
+class _NumberOrWord(click.ParamType):  # type: ignore[type-arg]
     """`int | Literal["auto"]` on a command line."""
 
     def __init__(self, number: type[int] | type[float], words: tuple[str, ...]) -> None:
         self._number, self._words = number, words
         self.name = "|".join([number.__name__, *words])
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str) or value in self._words:
             return value
         try:
@@ -135,7 +133,7 @@ def resolve(
     *,
     preset: Config | None = None,
 ) -> Config:
-    """The configuration of this call: defaults, or a preset, then the TOML file, then what was typed."""
+    """This call's configuration: defaults or a preset, then the TOML file, then what was typed."""
     context = click.get_current_context()
     values = dict(options)
     below = dataclasses.asdict(typing.cast(Any, preset)) if preset is not None else {}

@@ -1,8 +1,8 @@
-"""An immutable folder of raw arrays with a checksum of every block: what segments and codebooks are.
+"""An immutable folder of raw arrays with a checksum of every block: segments and codebooks.
 
     NAME/
-      codes.u16  offsets.i64  ...   raw little-endian C order, one file per array, mapped from byte 0
-      header.json                   format, facts, and per array dtype, shape, bytes, blake2b, blocks
+      codes.u16  offsets.i64  ...   raw, little-endian, C order, a file per array, mapped from byte 0
+      header.json                   format, facts, and of each array dtype, shape, bytes, checksums
 
 A file's checksum is the blake2b-128 of the blake2b-128 digests of its blocks of 4 MiB, so that a
 check can say which part of a file is damaged. The header is the last file to be written.
@@ -10,6 +10,7 @@ check can say which part of a file is damaged. The header is the last file to be
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -63,7 +64,8 @@ class _ArrayFile:
         self._hash, self._room = hashlib.blake2b(digest_size=16), BLOCK
 
     def append(self, array: Array) -> None:
-        data = memoryview(np.ascontiguousarray(array, self.dtype).reshape(-1).view(np.uint8))
+        flat = np.ascontiguousarray(array, self.dtype).reshape(-1).view(np.uint8)
+        data = memoryview(flat)  # type: ignore[arg-type]
         self._file.write(data)
         self.rows += len(array)
         self.bytes += len(data)
@@ -93,10 +95,8 @@ class _ArrayFile:
         )
 
     def close(self) -> None:
-        try:
-            self._file.close()  # flushes, which fails again on a full disk
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):  # it flushes, which fails again on a full disk
+            self._file.close()
 
 
 class ArrayFolderWriter:

@@ -55,9 +55,7 @@ def sample_queries(
     return queries
 
 
-def bench(
-    index: Index, queries: Sequence[Float[np.ndarray, "t d"]], config: SearchConfig
-) -> Bench:
+def bench(index: Index, queries: Sequence[Float[np.ndarray, "t d"]], config: SearchConfig) -> Bench:
     """Every query alone, some times over; the median of the best times."""
     walls, cpus, stages = [], [], []
     for query in queries:

@@ -42,7 +42,9 @@ def config_from_json(text: str) -> IndexConfig:
     try:
         return IndexConfig(**json.loads(text))
     except (TypeError, ValueError) as error:
-        raise FormatError(f"the index has a configuration this compress3g cannot use: {error}") from None
+        raise FormatError(
+            f"the index has a configuration this compress3g cannot use: {error}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +206,7 @@ def reencode(
     except BaseException:
         target.abandon()
         raise
-    return NewSegment(
-        target.name, folder.digest, codebook, target.vectors, target.page_ids
-    ), done
+    return NewSegment(target.name, folder.digest, codebook, target.vectors, target.page_ids), done
 
 
 def _pieces(writer: Writer, group: Sequence[SegmentRow]) -> Iterator[PageRows]:

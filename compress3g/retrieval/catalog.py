@@ -302,7 +302,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     settings: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "timeout": 30}
-    connection = sqlite3.connect(path, **settings)
+    connection: sqlite3.Connection = sqlite3.connect(path, **settings)
     try:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -311,7 +311,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         if os.access(path.parent, os.W_OK) and os.access(path, os.W_OK):
             raise
         # A read-only copy: nobody can be writing.
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, **settings)
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?immutable=1", uri=True, **settings
+        )
     return connection
 
 
@@ -325,7 +327,9 @@ def _translated(path: Path) -> Iterator[None]:
         if "full" in text or "disk I/O" in text:
             raise OSError(errno.ENOSPC, f"the disk may be full ({text})", str(path)) from None
         if "locked" in text:
-            raise OSError(errno.EAGAIN, "another process is writing to the index", str(path)) from None
+            raise OSError(
+                errno.EAGAIN, "another process is writing to the index", str(path)
+            ) from None
         raise FormatError(f"{path}: {text}") from None
     except sqlite3.DatabaseError as error:
         raise FormatError(f"{path} is damaged ({error}): restore it from a backup") from None

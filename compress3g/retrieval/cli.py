@@ -22,10 +22,14 @@ from .search import SearchConfig
 if TYPE_CHECKING:
     from .build import Added, Note, Outcome
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON: one object, or one a line.")
+_JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: one object, or one a line."
+)
 _INDEX = click.argument("index", type=click.Path(path_type=Path))
 _SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path())
-_META = click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata of the documents.")
+_META = click.option(
+    "--meta", multiple=True, metavar="KEY=VALUE", help="Metadata of the documents."
+)
 _STRICT = click.option("--strict", is_flag=True, help="Fail on the first file that cannot be read.")
 _DAMAGED = click.option("--allow-damaged", is_flag=True, help="Leave damaged segments out.")
 _THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
@@ -174,7 +178,9 @@ def remove(index: Path, document: str | None, where: str | None, as_json: bool) 
 @options_from(SearchConfig)
 @click.option("--where", help="Condition over metadata, such as \"year >= 2020 and lang = 'en'\".")
 @click.option("--vectors", type=click.Path(path_type=Path), help="Query vectors [T, D], .npy file.")
-@click.option("--heatmap", type=click.Path(path_type=Path), help="Folder for a picture of each hit.")
+@click.option(
+    "--heatmap", type=click.Path(path_type=Path), help="Folder for a picture of each hit."
+)
 @_DAMAGED
 @_THREADS
 @_JSON

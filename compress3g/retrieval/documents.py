@@ -6,7 +6,7 @@ import contextlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +62,14 @@ def read_vectors(path: Path) -> Iterator[PageVectors]:
         raise DocumentError(f"{path} has no array `vectors`: it has {', '.join(arrays) or 'none'}")
     vectors = arrays["vectors"]
     offsets = np.asarray(arrays.get("offsets", [0, len(vectors)]), np.int64)
-    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(vectors) or any(
-        np.diff(offsets) < 1
+    if (
+        len(offsets) < 2
+        or offsets[0] != 0
+        or offsets[-1] != len(vectors)
+        or any(np.diff(offsets) < 1)
     ):
         raise DocumentError(f"{path}: offsets do not ascend from 0 to {len(vectors)} vectors")
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         parts = {n: arrays[n][first:last] for n in ("saliency", "grid", "kind") if n in arrays}
         yield PageVectors(vectors[first:last], **parts)
 

@@ -12,6 +12,8 @@ from jaxtyping import Float16, Float32, Int64
 from .binary import SignCodec, fit_signs
 from .codebook import Codebook, Sampler, sample_size, train_codebook
 from .deduplicate import unique_codes
+from .ordering import order_centroids
+from .paper import hamming_similarity
 from .places import pack_places
 from .residual import ResidualCodec, fit_codec, load_codec
 from .segment import PageRows
@@ -50,12 +52,17 @@ def originals(store: Array, scale: Array | None) -> Float32[np.ndarray, "m d"]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """Everything that was learned from the corpus. `sign` is the binary mode, if it is on."""
+    """Everything that was learned from the corpus.
+
+    sign: the codec of the binary modes `sign` and `itq`. numbers: what the centroids are called in
+    the binary mode `index`, whose first stage counts equal bits of these.
+    """
 
     config: IndexConfig
     codebook: Codebook
     residual: ResidualCodec
     sign: SignCodec | None
+    numbers: Int64[np.ndarray, "k"] | None = None
 
     @classmethod
     def train(
@@ -71,13 +78,21 @@ class Encoding:
             sampler.add(page)
         sample = sampler.sample()
         codebook = train_codebook(sample, k, config.seed)
-        if config.binary == "index":
-            codebook = ordered(codebook, seed=config.seed)
         residual = fit_codec(config.residual, sample, codebook, config.seed)
         sign = None
         if config.binary in ("sign", "itq"):
             sign = fit_signs(sample, config.seed, itq=config.binary == "itq")
-        return cls(config, codebook, residual, sign)
+        numbers = None
+        if config.binary == "index":
+            numbers = order_centroids(codebook.centroids, config.seed)
+        return cls(config, codebook, residual, sign, numbers)
+
+    def similarity(self, query: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "t k"]:
+        """What the first stage scans for: inner products with centroids, or equal bits."""
+        if self.numbers is not None:
+            codes = self.codebook.assign(query)
+            return hamming_similarity(codes, self.codebook.k, self.numbers)
+        return np.ascontiguousarray(query @ self.codebook.centroids.T)
 
     def encode(self, rows: PageRows) -> PageRows:
         """The rows compressed; the store stays as far as the configuration wants it.
@@ -119,6 +134,8 @@ class Encoding:
         parts = {"": self.codebook.to_arrays(), "residual.": self.residual.to_arrays()}
         if self.sign is not None:
             parts["sign."] = self.sign.to_arrays()
+        if self.numbers is not None:
+            parts["ordering."] = {"numbers": self.numbers}
         return {prefix + name: a for prefix, part in parts.items() for name, a in part.items()}
 
     @classmethod
@@ -128,7 +145,7 @@ class Encoding:
         residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
         stored = _part(arrays, "sign.")
         sign = SignCodec.from_arrays(stored) if stored else None
-        return cls(config, codebook, residual, sign)
+        return cls(config, codebook, residual, sign, arrays.get("ordering.numbers"))
 
 
 def _places(rows: PageRows) -> tuple[Array, Int64[np.ndarray, "p"]]:
@@ -148,5 +165,3 @@ def _bytes_of(
     scale = np.abs(x).max(1, initial=0) / 127
     safe = np.where(scale > 0, scale, 1)[:, None]
     return np.rint(x / safe).astype(np.int8), scale.astype(np.float32)
-
-

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from ..errors import ConfigError, DocumentError, require
+from .encoding import stored_vectors
 from .index import Index
 from .judgments import Judgments
 from .prune import keep_patches, random_saliency, rare_saliency
 from .search import SearchConfig, top
 from .segment import PageRows
 from .vectors import PageVectors
-from .encoding import stored_vectors
 from .view import View
 
 MEASURES = ("nDCG@5", "nDCG@10", "R@10", "AP", "RR")
@@ -32,7 +32,7 @@ Run = list[tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]]]  # page numb
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to search. ratio: of exact nDCG@10, with its 95 % interval; recall: of exact top 10."""
+    """One way to search. ratio: of exact nDCG@10, its 95 % interval; recall: of exact top 10."""
 
     name: str
     measures: Mapping[str, float]
@@ -46,7 +46,8 @@ class EvalConfig:
     """What is compared. keep: share of vectors of the pruning rows, 0 for none of these."""
 
     keep: float = field(
-        default=0.0, metadata={"help": "Also rank with this share of patches, chosen by each signal."}
+        default=0.0,
+        metadata={"help": "Also rank with this share of patches, chosen by each signal."},
     )
     seed: int = field(default=0, metadata={"help": "Of random pruning and of the bootstrap."})
 

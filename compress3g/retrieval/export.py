@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from ..errors import ConfigError, require
+from .encoding import Encoding, stored_vectors
 from .index import Index
 from .rescore import decoded
 from .segment import PageRows
-from .encoding import Encoding, stored_vectors
 
 _BATCH = 64  # pages
 
@@ -124,7 +124,9 @@ def _to_qdrant(index: Index, target: str, table: str) -> int:
     client = qdrant.QdrantClient(url=target) if remote else qdrant.QdrantClient(path=target)
     try:
         if client.collection_exists(table):
-            raise ConfigError(f"{target} already has a collection {table!r}: choose another --table")
+            raise ConfigError(
+                f"{target} already has a collection {table!r}: choose another --table"
+            )
         client.create_collection(
             table,
             vectors_config=models.VectorParams(

@@ -181,7 +181,9 @@ class _Parser:
                 values.append(self._value())
             self._expect(")")
             kinds = {_type(v) for v in values}
-            tests = [self._test(key, "IN", [v for v in values if _type(v) == k]) for k in sorted(kinds)]
+            tests = [
+                self._test(key, "IN", [v for v in values if _type(v) == k]) for k in sorted(kinds)
+            ]
             return f"({inverted}({' OR '.join(tests)}))"
         if self._accept("like"):
             value = self._value()
@@ -223,7 +225,8 @@ class _Parser:
         self.parameters += [path, *_TYPES[kind], path, *values]
         types = ",".join("?" * len(_TYPES[kind]))
         # Without the type SQLite would rank every string above every number.
-        return f"(coalesce(json_type(d.meta, ?), '') IN ({types}) AND json_extract(d.meta, ?) {sign} {marks})"
+        known = f"coalesce(json_type(d.meta, ?), '') IN ({types})"
+        return f"({known} AND json_extract(d.meta, ?) {sign} {marks})"
 
 
 _TYPES = {"number": ("integer", "real"), "text": ("text",), "truth": ("true", "false")}

@@ -437,11 +437,11 @@ def _heatmap(
     if not len(placed):
         raise ConfigError(f"page {page} has no patches with a place: nothing to draw")
     row, column = grid[placed].T
-    out = np.full((len(values), row.max() + 1, column.max() + 1), -np.inf, np.float32)
+    out = np.full((row.max() + 1, column.max() + 1, len(values)), -np.inf, np.float32)
     # Several word-pieces can share a cell: the best one speaks for it, as in MaxSim.
-    np.maximum.at(out, (slice(None), row, column), values[:, placed])
+    np.maximum.at(out, (row, column), values[:, placed].T)
     out[~np.isfinite(out)] = np.nan
-    return out
+    return np.moveaxis(out, 2, 0)
 
 
 def _matching(catalog: Catalog, text: str) -> list[DocumentRow]:

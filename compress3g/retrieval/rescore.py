@@ -97,12 +97,12 @@ def _pieces_scorer(
 def _buckets_scorer(
     similarity: Float32[np.ndarray, "t k"], buckets: Buckets, query: Float32[np.ndarray, "t d"]
 ) -> Scorer:
-    turned = np.ascontiguousarray(query @ buckets.rotation.T)
+    """Residuals of a few bits a dimension."""
 
     def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
         arrays = segment.arrays
         return residual_scan.score_buckets(
-            turned, similarity, arrays["codes"], arrays["residual"], buckets.levels,
+            query, similarity, arrays["codes"], arrays["residual"], buckets.levels,
             arrays["inv_norm"], segment.offsets, rows, bits=buckets.bits,
         ).numpy()  # fmt: skip
 
@@ -115,9 +115,7 @@ def _signs_scorer(sign: SignCodec, query: Float32[np.ndarray, "t d"]) -> Scorer:
 
     def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
         arrays = segment.arrays
-        return hamming.score(
-            turned, arrays["bits"], arrays["scale"], segment.offsets, rows
-        ).numpy()
+        return hamming.score(turned, arrays["bits"], arrays["scale"], segment.offsets, rows).numpy()
 
     return score
 

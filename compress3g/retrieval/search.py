@@ -151,9 +151,7 @@ def _staged(
 ) -> list[Ranking]:
     assert view.encoding is not None
     clock = time.perf_counter()
-    tables = [
-        code_scan.quantise_table(q @ view.encoding.codebook.centroids.T) for q in queries
-    ]
+    tables = [code_scan.quantise_table(view.encoding.similarity(q)) for q in queries]
     totals = _scan(view, tables, positions)
     chosen = np.arange(len(view.page_ids)) if positions is None else positions
     shared = (time.perf_counter() - clock) / len(queries)
@@ -270,4 +268,4 @@ def similarities(
     else:
         vectors = decoded(view.encoding, piece)
     checked = _check_query(query, "query", vectors.shape[1])
-    return checked @ vectors.T, np.asarray(grid, np.int64)
+    return np.asarray(checked @ vectors.T), np.asarray(grid, np.int64)

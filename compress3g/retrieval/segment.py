@@ -8,7 +8,7 @@
 | codes, residual u8, inv_norm f16 | vectors | centroid, residual bytes, 1 / length when decoded |
 | bits u64, scale f16 | vectors | sign bits of the binary mode |
 | store f16, or i8 with store_scale f32 | vectors | the originals, for exact scores |
-| places_offsets i64, places u8 | pages + 1, bytes | rows and columns of the patches, zlib (places.py) |
+| places_offsets i64, places u8 | pages + 1, bytes | where the patches are, packed (places.py) |
 | grid i16, kind u8, saliency f16 | vectors | the same as numbers, special or not, attention |
 
 A segment that waits for its codebook has `store` and `grid` and no codes.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class Segment:
             )
 
     def pages_between(self, first: int, last: int) -> str:
-        """ " (pages 3 to 17)" of rows first ... last - 1, for a message."""
+        """The page numbers of rows first ... last - 1, for a message."""
         ids = self.page_ids[max(first, 0) : min(max(last, first + 1), len(self))]
         return f" (pages {ids[0]} to {ids[-1]})" if len(ids) else ""
 
@@ -216,7 +217,7 @@ def copy_pages(
     # A run is a stretch of neighbours of one segment: copied without looking at single pages.
     breaks = np.flatnonzero((np.diff(source) != 0) | (np.diff(row) != 1)) + 1
     edges = [0, *breaks.tolist(), len(row)]
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         if b > a:
             for piece in segments[source[a]].chunks(int(row[a]), int(row[b - 1]) + 1):
                 target.append(piece)

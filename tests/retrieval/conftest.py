@@ -46,9 +46,7 @@ def build(tmp_path):
 
     def make(documents, *, name="idx", metadata=None, dimension=DIMENSION, **settings):
         settings = {"k": 64, "residual": "none", "store": "f16", **settings}
-        index = Index.create(
-            tmp_path / name, dimension=dimension, config=IndexConfig(**settings)
-        )
+        index = Index.create(tmp_path / name, dimension=dimension, config=IndexConfig(**settings))
         made.append(index)
         fill(index, documents, metadata)
         return index

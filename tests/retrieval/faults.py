@@ -120,7 +120,7 @@ def _stored(index: Index, page: int) -> np.ndarray:
     return segment.take(int(rows[0]), int(rows[0]) + 1).vectors["store"]
 
 
-def forked(work) -> int:  # noqa: ANN001
+def forked(work) -> int:
     """The number of a process that runs `work` and exits with what it returns."""
     sys.stdout.flush()
     pid = os.fork()
@@ -136,7 +136,7 @@ def forked(work) -> int:  # noqa: ANN001
         os._exit(code)
 
 
-def changing(path: Path, state, choose, seed: int, pipe: int, limit: int, arm):  # noqa: ANN001
+def changing(path: Path, state, choose, seed: int, pipe: int, limit: int, arm):
     """Changes the index, announcing and acknowledging; a clean error ends it with code 2."""
     index = Index.open(path)
     arm()
@@ -168,7 +168,7 @@ class End:
     seen: int
 
 
-def trial(path: Path, state, choose, seed: int, *, limit: int, arm, kill_after) -> End:  # noqa: ANN001
+def trial(path: Path, state, choose, seed: int, *, limit: int, arm, kill_after) -> End:
     """One process that works, is killed or starved, and the check of what it leaves."""
     read, write = os.pipe()
     pid = forked(lambda: changing(path, state, choose, seed, write, limit, arm))
@@ -194,7 +194,7 @@ def trial(path: Path, state, choose, seed: int, *, limit: int, arm, kill_after) 
     return End(_state(path), os.waitstatus_to_exitcode(status), pending is not None, seen)
 
 
-def _check_in_process(path: Path, candidates: list[dict[str, int]], pending) -> None:  # noqa: ANN001
+def _check_in_process(path: Path, candidates: list[dict[str, int]], pending) -> None:
     def work() -> int:
         problem = check(path, candidates)
         if problem:

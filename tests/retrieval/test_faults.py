@@ -41,7 +41,9 @@ def preload(tmp_path_factory) -> Path:
 
 
 def test_committed_documents_survive_a_few_kills(tmp_path):
-    assert run(str(tmp_path / "idx"), "kill", "compact", "--times", "4", "--seed", "9")["killed"] == 4
+    assert (
+        run(str(tmp_path / "idx"), "kill", "compact", "--times", "4", "--seed", "9")["killed"] == 4
+    )
 
 
 @pytest.mark.slow

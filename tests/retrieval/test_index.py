@@ -101,7 +101,9 @@ def test_adding_and_removing_ranks_like_building_without(build, tmp_path):
 def test_page_numbers_survive_removal_compaction_and_retraining(build):
     index = build(DOCUMENTS)
     before = dict(found(index, make_query(1), k=100))
-    removed = {h.page_id for h in index.search_vectors([make_query(1)], 100, where="doc = 'doc5'")[0]}
+    removed = {
+        h.page_id for h in index.search_vectors([make_query(1)], 100, where="doc = 'doc5'")[0]
+    }
     index.remove("doc5")
     for change in (index.compact, index.retrain, index.compact):
         change()
@@ -311,7 +313,9 @@ def test_names_that_are_no_utf8_are_kept_byte_for_byte(build):
     assert {os.fsencode(h.doc) for h in index.search_vectors([make_query(0)])[0]} == {
         b"caf\xe9\xff.pdf", b"b",
     }  # fmt: skip
-    assert [h.doc for h in index.search_vectors([make_query(0)], where=f"doc = '{name}'")[0]] == [name]
+    assert [h.doc for h in index.search_vectors([make_query(0)], where=f"doc = '{name}'")[0]] == [
+        name
+    ]
     assert index.remove(where=f"doc like 'caf%{name[-5:]}'") == 1
 
 
@@ -449,7 +453,9 @@ def test_what_is_kept_of_the_vectors_decides_what_can_be_done(build, store):
     index.retrain()
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(plan=st.lists(st.tuples(st.sampled_from("aarrc"), st.integers(0, 5)), max_size=8))
 def test_any_history_leaves_exactly_the_living_documents(tmp_path_factory, plan):
     path = tmp_path_factory.mktemp("history") / "idx"
