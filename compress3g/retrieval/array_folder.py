@@ -1,7 +1,7 @@
 """An immutable folder of raw arrays with a checksum of every block: segments and codebooks.
 
     NAME/
-      codes.u16  offsets.i64  ...   raw, little-endian, C order, a file per array, mapped from byte 0
+      codes.u16  offsets.i64  ...   raw, little-endian, C order, mapped from byte 0
       header.json                   format, facts, and of each array dtype, shape, bytes, checksums
 
 A file's checksum is the blake2b-128 of the blake2b-128 digests of its blocks of 4 MiB, so that a

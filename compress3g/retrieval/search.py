@@ -198,7 +198,8 @@ def _scan_segment(
 ) -> Shaped[np.ndarray, "b n"]:
     if len(tables) == 1:
         return code_scan.scan(tables[0], unique, bounds, rows).numpy()[None]
-    return code_scan.scan_batch(tables, unique, bounds, rows).numpy()
+    scores: Shaped[np.ndarray, "b n"] = code_scan.scan_batch(tables, unique, bounds, rows).numpy()
+    return scores
 
 
 def _later_stages(
