@@ -46,7 +46,7 @@ def _no_gaps(name: str, shape: Sequence[int]) -> Tensor:
 def _borrow(array: np.ndarray) -> Tensor:
     if not array.flags.writeable and array.size:  # torch warns of read-only memory
         memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
-        array = np.frombuffer(memory, array.dtype).reshape(array.shape)
+        array = np.ndarray(array.shape, array.dtype, buffer=memoryview(memory).cast("B"))
     try:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError):

@@ -56,9 +56,7 @@ def test_every_body_takes_maxima_per_token_and_adds_them(
     threads=st.sampled_from([1, 2]),
     seed=st.integers(0, 99),
 )
-def test_a_batch_equals_its_queries_one_by_one(
-    running, body, corpus, widths, rows, threads, seed
-):
+def test_a_batch_equals_its_queries_one_by_one(running, body, corpus, widths, rows, threads, seed):
     data = corpus(pages=90, longest=120, rows=rows, tokens=1, dims=16, seed=seed)
     tables = [_table(rows, tokens, seed + i) for i, tokens in enumerate([24, *widths])]
     some = np.random.default_rng(seed).permutation(data.pages)[:40]

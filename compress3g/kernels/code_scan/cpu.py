@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -72,14 +73,14 @@ def _groups(tables: Sequence[ScanTable]) -> tuple[Tensor, Tensor, Tensor]:
         queries.append([used, eights])
         groups[-1][3] += 1
         groups[-1][1] = -(-8 * (used + eights) // 32) * 32
-    for before, group in zip(groups, groups[1:], strict=False):
+    for before, group in itertools.pairwise(groups):
         group[0] = before[0] + rows * before[1]
     flat = torch.zeros(rows * sum(group[1] for group in groups), dtype=torch.uint8)
     for start, columns, first, count in groups:
-        table = flat[start : start + rows * columns].view(rows, columns)
+        wide = flat[start : start + rows * columns].view(rows, columns)
         for q in range(first, first + count):
             at, eights = queries[q]
-            table[:, 8 * at : 8 * (at + eights)] = tables[q].bytes[:, : 8 * eights]
+            wide[:, 8 * at : 8 * (at + eights)] = tables[q].bytes[:, : 8 * eights]
     return flat, torch.tensor(groups), torch.tensor(queries)
 
 

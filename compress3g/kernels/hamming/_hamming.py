@@ -23,9 +23,7 @@ def _bits(bits: Array) -> Tensor:
     return stored
 
 
-def scan(
-    query: Array, bits: Array, offsets: Array, pages: Array | None = None
-) -> Int[Tensor, "n"]:
+def scan(query: Array, bits: Array, offsets: Array, pages: Array | None = None) -> Int[Tensor, "n"]:
     """Distances sum_t min_j popcount(query_t xor bits_j) of all pages, or of the given ones.
 
     query: u64 [T, W]; bits: u64 [N, W]; page p owns the rows offsets[p] .. offsets[p+1]-1. A page
