@@ -25,7 +25,7 @@ from retrieval_scale import make_pages, unit
 
 from compress3g.retrieval.config import PRESETS, IndexConfig
 from compress3g.retrieval.index import Index
-from compress3g.retrieval.search import SearchConfig
+from compress3g.retrieval.search_config import SearchConfig
 
 SEED, TOKENS, K, REPEATS = 0, 24, 10, 3
 PEERS = {

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from ..errors import DocumentError
 from .evaluate import exact_run, recall_of
 from .index import Index
-from .search import SearchConfig
+from .search_config import SearchConfig
 
 _REPEATS = 3
 

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine.options import options_from, resolve
-from .bench import bench as measure
 from .config import PRESETS, IndexConfig
-from .evaluate import EvalConfig
-from .index import Index
-from .search import SearchConfig
+from .search_config import EvalConfig, SearchConfig
 
 if TYPE_CHECKING:
     from .build import Added, Note, Outcome
+    from .index import Index
 
 _JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON: one object, or one a line."
@@ -92,16 +90,18 @@ def add(
 ) -> int:
     """Add SOURCES; unchanged files are left alone, changed ones replaced."""
     _use_threads(threads)
-    with Index.open(index) as opened:
+    with _open(index) as opened:
         return _add(opened, sources, meta, strict, as_json)
 
 
 def _add(
     index: Index, sources: tuple[str, ...], meta: tuple[str, ...], strict: bool, as_json: bool
 ) -> int:
+    from .results import read_metadata
+
     with _progress(as_json) as (note, outcome):
         done = index.add(
-            sources, metadata=_metadata(meta), strict=strict, note=note, outcome=outcome
+            sources, metadata=read_metadata(meta), strict=strict, note=note, outcome=outcome
         )
     _print_added(done, index, as_json)
     return _SKIPPED if done.skipped else 0
@@ -141,21 +141,6 @@ def _progress(as_json: bool) -> Iterator[tuple[Note, Outcome]]:
         yield note, outcome
 
 
-def _metadata(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`--meta year=2024 --meta lang=en` as numbers, truth values and strings."""
-    meta: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--meta")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        meta[key] = value if isinstance(value, (str, int, float, bool)) else text
-    return meta
-
-
 @app.command()
 @_INDEX
 @click.argument("document", required=False)
@@ -163,7 +148,7 @@ def _metadata(pairs: tuple[str, ...]) -> dict[str, Any]:
 @_JSON
 def remove(index: Path, document: str | None, where: str | None, as_json: bool) -> int:
     """Remove a DOCUMENT by its path, or all that a condition selects."""
-    with Index.open(index) as opened:
+    with _open(index) as opened:
         name = document
         if document is not None and not any(d.path == document for d in opened.documents()):
             name = os.path.abspath(document)
@@ -201,7 +186,7 @@ def search(
 
     _use_threads(threads)
     config = resolve(SearchConfig, options, config_file)
-    with Index.open(index, allow_damaged=allow_damaged) as opened:
+    with _open(index, allow_damaged=allow_damaged) as opened:
         if vectors is not None:
             hits = opened.search_vectors([read_query(vectors)], where=where, config=config)[0]
         else:
@@ -223,7 +208,7 @@ def search(
 @_JSON
 def info(index: Path, as_json: bool) -> int:
     """Say what an index holds."""
-    with Index.open(index, allow_damaged=True) as opened:
+    with _open(index, allow_damaged=True) as opened:
         figures = dataclasses.asdict(opened.info())
     if as_json:
         click.echo(json.dumps(figures))
@@ -267,15 +252,11 @@ def verify(index: Path, deep: bool, as_json: bool) -> int:
 @_JSON
 def compact(index: Path, as_json: bool) -> int:
     """Rewrite the segments as one, without removed pages."""
-    with Index.open(index) as opened:
+    with _open(index) as opened:
         done = opened.compact()
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(done)))
-    else:
-        click.echo(
-            f"{done.segments_before} segments -> {done.segments_after},"
-            f" {done.bytes_freed:,} bytes freed"
-        )
+    before, after = done.segments_before, done.segments_after
+    text = f"{before} segments -> {after}, {done.bytes_freed:,} bytes freed"
+    click.echo(json.dumps(dataclasses.asdict(done)) if as_json else text)
     return 0
 
 
@@ -286,10 +267,10 @@ def compact(index: Path, as_json: bool) -> int:
 def retrain(index: Path, threads: int | None, as_json: bool) -> int:
     """Train the codebook again on the pages as they are now. Needs --store."""
     _use_threads(threads)
-    with Index.open(index) as opened, _progress(as_json) as (note, _):
+    with _open(index) as opened, _progress(as_json) as (note, _):
         opened.retrain(note=note)
         figures = opened.info()
-    about = {"centroids": figures.centroids, "pages": figures.pages}
+    about = {"centroids": figures.centroids}
     click.echo(json.dumps(about) if as_json else f"{figures.centroids:,} centroids")
     return 0
 
@@ -304,12 +285,10 @@ def export(index: Path, kind: str, output: str, table: str, as_json: bool) -> in
     """Copy the pages to another store, many vectors per row."""
     from .export import export as copy
 
-    with Index.open(index) as opened:
+    with _open(index) as opened:
         pages = copy(opened, kind, output, table)
-    if as_json:
-        click.echo(json.dumps({"pages": pages, "to": kind, "path": output, "table": table}))
-    else:
-        click.echo(f"{pages:,} pages -> {kind} {output} {table}")
+    about = {"pages": pages, "to": kind, "path": output, "table": table}
+    click.echo(json.dumps(about) if as_json else f"{pages:,} pages -> {kind} {output} {table}")
     return 0
 
 
@@ -338,7 +317,7 @@ def evaluate(
     _use_threads(threads)
     config = resolve(EvalConfig, options, config_file)
     judgments = read_judgments(queries, qrels)
-    with Index.open(index) as opened:
+    with _open(index) as opened:
         vectors = opened.encoder.encode_queries([judgments.texts[q] for q in judgments.judged])
         rows = compare(opened, vectors, judgments, config)
     if as_json:
@@ -374,11 +353,12 @@ def bench(
     **options: Any,
 ) -> int:
     """Measure bytes per page, time per stage and recall, with queries made of pages."""
+    from .bench import bench as measure
     from .bench import sample_queries
 
     _use_threads(threads)
     config = resolve(SearchConfig, options, config_file)
-    with Index.open(index) as opened:
+    with _open(index) as opened:
         figures = measure(opened, sample_queries(opened, queries, tokens, seed), config)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(figures)))
@@ -391,6 +371,12 @@ def bench(
     recall = "unknown: built without --store" if figures.recall is None else f"{figures.recall:.3f}"
     click.echo(f"{'recall of exact':24}{recall}")
     return 0
+
+
+def _open(path: Path, *, allow_damaged: bool = False) -> Index:
+    from .index import Index
+
+    return Index.open(path, allow_damaged=allow_damaged)
 
 
 def _use_threads(threads: int | None) -> None:

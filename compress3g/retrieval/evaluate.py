@@ -7,7 +7,7 @@ interval over queries: with a hundred queries nDCG alone moves by two points fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from .encoding import stored_vectors
 from .index import Index
 from .judgments import Judgments
 from .prune import keep_patches, random_saliency, rare_saliency
-from .search import SearchConfig, top
+from .search import top
+from .search_config import EvalConfig, SearchConfig
 from .segment import PageRows
 from .vectors import PageVectors
 from .view import View
@@ -39,17 +40,6 @@ class Row:
     ratio: float | None = None
     interval: tuple[float, float] | None = None
     recall: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EvalConfig:
-    """What is compared. keep: share of vectors of the pruning rows, 0 for none of these."""
-
-    keep: float = field(
-        default=0.0,
-        metadata={"help": "Also rank with this share of patches, chosen by each signal."},
-    )
-    seed: int = field(default=0, metadata={"help": "Of random pruning and of the bootstrap."})
 
 
 def evaluate(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,10 +17,13 @@ from ..engine.checkpoint import StopSignal
 from ..errors import ConfigError, DocumentError, FormatError
 from . import build, maintenance
 from .build import Added, Document, Note, Outcome, config_from_json, config_to_json
-from .catalog import FORMAT, Catalog, Change, DocumentRow
+from .catalog import Catalog, Change, DocumentRow
 from .config import IndexConfig
 from .filters import parse_where
-from .search import Ranking, SearchConfig, search, similarities
+from .hits import Hit, heatmap_of, hit_of
+from .info import PRECOMPUTED, Info, describe
+from .search import Ranking, search
+from .search_config import SearchConfig
 from .sources import find_sources
 from .vectors import PageVectors
 from .view import View, load_view
@@ -35,50 +35,6 @@ if TYPE_CHECKING:
 
 def _quiet(*_: Any) -> None:
     """Nobody wants to know."""
-
-
-PRECOMPUTED = "precomputed"  # fingerprint of an index that is only ever given vectors
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A page that was found. doc: path; page: from 1; page_id: for ever; meta: the document's."""
-
-    doc: str
-    page: int
-    score: float
-    page_id: int
-    meta: Mapping[str, Any]
-    _heatmap: Callable[[], Float32[np.ndarray, "t h w"]] = field(repr=False, compare=False)
-
-    def heatmap(self) -> Float32[np.ndarray, "t h w"]:
-        """Similarity of each query token to each patch of the page; NaN where no vector is kept.
-
-        From the index alone. Raises ConfigError when it keeps no patches.
-        """
-        return self._heatmap()
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """What an index holds; bytes by array, and per living page."""
-
-    path: str
-    format: int
-    generation: int
-    encoder: str
-    dimension: int
-    config: Mapping[str, Any]
-    centroids: int
-    documents: int
-    pages: int
-    deleted_pages: int
-    waiting_pages: int
-    vectors: int
-    segments: int
-    bytes: int
-    bytes_per_page: float
-    arrays: Mapping[str, int]
 
 
 class Index:
@@ -352,7 +308,7 @@ class Index:
         view = self._view
         return [
             [
-                _hit(view, query, int(page), float(score), about)
+                hit_of(view, query, int(page), float(score), about)
                 for page, score in zip(ranking.page_ids, ranking.scores, strict=True)
                 if int(page) in about
             ]
@@ -386,62 +342,11 @@ class Index:
         self, query: Float[np.ndarray, "t d"], page_id: int
     ) -> Float32[np.ndarray, "t h w"]:
         """See `Hit.heatmap`."""
-        return _heatmap(self._view, query, page_id)
+        return heatmap_of(self._view, query, page_id)
 
     def info(self) -> Info:
         """Counts and bytes."""
-        view, meta = self._view, self._view.snapshot.meta
-        arrays: dict[str, int] = {}
-        for segment in view.segments:
-            for name, header in segment.folder.headers.items():
-                arrays[name] = arrays.get(name, 0) + header.bytes
-        waiting = sum(s.pages for s in view.snapshot.segments if s.codebook is None)
-        total, pages = sum(arrays.values()), len(view)
-        return Info(
-            path=str(self.path),
-            format=FORMAT,
-            generation=view.snapshot.generation,
-            encoder=meta["encoder"] or PRECOMPUTED,
-            dimension=self.dimension,
-            config=dataclasses.asdict(self.config),
-            centroids=view.encoding.codebook.k if view.encoding else 0,
-            documents=len(self._catalog.documents()),
-            pages=pages,
-            deleted_pages=len(view.page_ids) - pages,
-            waiting_pages=waiting,
-            vectors=sum(int(s.offsets[-1]) for s in view.segments),
-            segments=len(view.segments),
-            bytes=total,
-            bytes_per_page=total / max(len(view.page_ids), 1),
-            arrays=arrays,
-        )
-
-
-def _hit(
-    view: View,
-    query: Float[np.ndarray, "t d"],
-    page: int,
-    score: float,
-    about: Mapping[int, tuple[int, DocumentRow]],
-) -> Hit:
-    number, document = about[page]
-    draw = functools.partial(_heatmap, view, query, page)
-    return Hit(document.path, number + 1, score, page, document.meta, draw)
-
-
-def _heatmap(
-    view: View, query: Float[np.ndarray, "t d"], page: int
-) -> Float32[np.ndarray, "t h w"]:
-    values, grid = similarities(view, query, page)
-    placed = np.flatnonzero((grid >= 0).all(1))
-    if not len(placed):
-        raise ConfigError(f"page {page} has no patches with a place: nothing to draw")
-    row, column = grid[placed].T
-    out = np.full((row.max() + 1, column.max() + 1, len(values)), -np.inf, np.float32)
-    # Several word-pieces can share a cell: the best one speaks for it, as in MaxSim.
-    np.maximum.at(out, (row, column), values[:, placed].T)
-    out[~np.isfinite(out)] = np.nan
-    return np.moveaxis(out, 2, 0)
+        return describe(self.path, self._view, self._catalog, self.config)
 
 
 def _matching(catalog: Catalog, text: str) -> list[DocumentRow]:

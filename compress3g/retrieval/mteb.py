@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, require
 from .config import IndexConfig
 from .index import Index
-from .search import SearchConfig
+from .search_config import SearchConfig
 
 if TYPE_CHECKING:
     from .build import Document
@@ -57,9 +57,7 @@ class IndexedSearch:
         self._index = Index.create(path, encoder=self._encoder, config=self._config)
         self._index.add_documents(self._documents(self._index, corpus))
 
-    def _documents(
-        self, index: Index, corpus: Iterable[Mapping[str, Any]]
-    ) -> Iterator[Document]:
+    def _documents(self, index: Index, corpus: Iterable[Mapping[str, Any]]) -> Iterator[Document]:
         batch: list[Mapping[str, Any]] = []
         for row in corpus:
             batch.append(row)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from jaxtyping import Float32
 
 from ..errors import DocumentError
-from .index import Hit, Index
+from .hits import Hit
+from .index import Index
 
 
 def read_query(path: Path) -> Float32[np.ndarray, "t d"]:
@@ -21,6 +24,21 @@ def read_query(path: Path) -> Float32[np.ndarray, "t d"]:
         raise DocumentError(f"{path} does not exist") from None
     except (ValueError, EOFError, OSError) as error:
         raise DocumentError(f"{path} is not a .npy file of vectors: {error}") from None
+
+
+def read_metadata(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--meta year=2024 --meta lang=en` as numbers, truth values and strings."""
+    meta: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--meta")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        meta[key] = value if isinstance(value, (str, int, float, bool)) else text
+    return meta
 
 
 def shown_hits(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64, Shaped
@@ -22,46 +22,11 @@ from .encoding import originals
 from .places import unpack_places
 from .prune import keep_query_tokens
 from .rescore import Scorer, coded_scorer, decoded, stored_scorer
+from .search_config import SearchConfig
 from .vectors import check_vectors
 from .view import View
 
 _BATCH = 16  # queries that share a pass over the codes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
-    """How a search is done. n1, n2: pages that stages 1 and 2 pass on."""
-
-    k: int = field(default=10, metadata={"help": "Hits to return."})
-    n1: int | None = field(
-        default=None, metadata={"help": "Pages that stage 1 passes on (default: 10 k, >= 200)."}
-    )
-    n2: int | None = field(
-        default=None, metadata={"help": "Pages that stage 2 passes on (default: 4 k, >= 50)."}
-    )
-    exact: bool = field(
-        default=False, metadata={"help": "Score every page with its stored vectors."}
-    )
-    query_keep: float = field(
-        default=1.0, metadata={"help": "Share of query tokens to keep, the rarest; at least 4."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"--k {self.k} is out of range: at least 1")
-        for name in ("n1", "n2"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} {value} is out of range: at least 1")
-        if not 0 < self.query_keep <= 1:
-            raise ConfigError(f"--query-keep {self.query_keep} is out of range: above 0, at most 1")
-
-    @property
-    def depths(self) -> tuple[int, int]:
-        """n1 and n2 as they will be."""
-        n1 = self.n1 or max(10 * self.k, 200)
-        n2 = self.n2 or max(4 * self.k, 50)
-        return max(n1, self.k), max(min(n2, n1), self.k)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,7 +209,10 @@ def _rare_tokens(
     """The query without the tokens whose centroid is on most pages."""
     assert view.encoding is not None
     codes = view.encoding.codebook.assign(query)
-    return query[keep_query_tokens(codes, view.inverse_page_frequency, keep)]
+    kept: Float32[np.ndarray, "s d"] = query[
+        keep_query_tokens(codes, view.inverse_page_frequency, keep)
+    ]
+    return kept
 
 
 def similarities(

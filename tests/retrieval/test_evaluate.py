@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from compress3g.errors import ConfigError, DocumentError, FormatError
-from compress3g.retrieval.evaluate import EvalConfig, evaluate, exact_run, paired_ratio
+from compress3g.retrieval.evaluate import evaluate, exact_run, paired_ratio
 from compress3g.retrieval.judgments import Judgments, read_judgments
+from compress3g.retrieval.search_config import EvalConfig
 
 from .conftest import brute_force, make_page, make_query
 
@@ -59,8 +60,9 @@ def test_names_that_match_nothing_are_refused(build):
 
 
 def test_evaluation_needs_the_originals(build):
+    index = build(DOCUMENTS, store="none")
     with pytest.raises(ConfigError, match="--store f16"):
-        evaluate(build(DOCUMENTS, store="none"), [make_query(0)], judged([0], ["doc1"]), EvalConfig())
+        evaluate(index, [make_query(0)], judged([0], ["doc1"]), EvalConfig())
 
 
 def test_the_interval_holds_the_true_ratio_as_often_as_it_says():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from compress3g.errors import ConfigError, DocumentError, FormatError, LockError, VectorError
 from compress3g.retrieval.config import IndexConfig
 from compress3g.retrieval.index import Index
-from compress3g.retrieval.search import SearchConfig
+from compress3g.retrieval.search_config import SearchConfig
 from compress3g.retrieval.vectors import PageVectors
 from compress3g.retrieval.writer import LOCK, Writer
 
