@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, Integer
 
 from ..errors import ConfigError, VectorError, require
+from .config import LARGEST
 from .vectors import Array, check_vectors, normalise
 
-LARGEST = 1 << 16
 EXACT_UP_TO = 8192  # centroids; above, a graph over them finds the nearest
 _AGREEMENT = 0.99  # of the graph with exact assignment, below which the graph is not used
 _BLOCK = 1 << 25  # similarities at a time, 128 MiB

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
-from .codebook import LARGEST
-from .residual import ResidualName
 
+LARGEST = 1 << 16  # centroids
+ResidualName = Literal["none", "res1", "res2", "res4", "pq16", "pq32", "int8", "f16"]
 SaliencyName = Literal["indegree", "last_row", "last_indegree", "norm", "rare", "random"]
 BinaryName = Literal["none", "sign", "itq", "index"]
 StoreName = Literal["none", "f16", "int8"]

@@ -17,17 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, get_args
+from typing import ClassVar, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int8, Integer, UInt8
 
 from ..errors import ConfigError, VectorError
 from .codebook import Codebook
+from .config import ResidualName
 from .quantizers import Buckets, Pieces, fit_buckets, fit_pieces
 from .vectors import Array
 
-ResidualName = Literal["none", "res1", "res2", "res4", "pq16", "pq32", "int8", "f16"]
 Encoded = tuple[UInt8[np.ndarray, "n b"], Float16[np.ndarray, "n"]]
 
 _BLOCK = 1 << 15  # rows at a time
