@@ -349,10 +349,11 @@ def main() -> None:
     else:
         corpora.append(scifact(folder))
     for corpus in corpora:
-        arena = open_arena(corpus, (0.6, 0.3))
         if corpus.name == "cranfield":
+            arena = open_arena(corpus, (0.6, 0.3))
             cranfield_rows(arena, options.quick)
         else:
+            arena = open_arena(corpus, (0.6,))
             scifact_rows(arena)
         rows[corpus.name] = arena.rows
         coded.cache_clear()
