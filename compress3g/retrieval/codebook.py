@@ -130,6 +130,11 @@ class Codebook:
             return _assign_by_graph(x, self._graph).astype(self.code_type)
         return _assign_exactly(x, self.directions)[0].astype(self.code_type)
 
+    def energy_of(self, x: Float[np.ndarray, "n d"]) -> float:
+        """Mean squared distance of vectors from their centroids; far above `energy` is drift."""
+        r = np.asarray(x, np.float32) - self.centroids[self.assign(x)]
+        return float(np.einsum("nd,nd->", r, r, dtype=np.float64) / len(r))
+
     def to_arrays(self) -> dict[str, Array]:
         """Everything, as arrays to store."""
         return {

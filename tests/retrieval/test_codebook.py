@@ -47,6 +47,14 @@ def test_energy_is_the_mean_squared_distance():
     book = train_codebook(x, 20, 0)
     r = x.astype(np.float64) - book.centroids[book.assign(x)]
     assert book.energy == pytest.approx((r**2).sum(1).mean(), rel=1e-5)
+    assert book.energy_of(x) == pytest.approx(book.energy, rel=1e-5)
+
+
+def test_vectors_unlike_the_sample_have_more_energy():
+    _, x = planted(12, 50, 32, 0.1)
+    _, other = planted(12, 50, 32, 0.1, seed=7)
+    book = train_codebook(x, 24, 0)
+    assert book.energy_of(other) > 10 * book.energy
 
 
 def test_no_code_mixes_planted_groups():
