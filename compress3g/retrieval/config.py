@@ -12,7 +12,7 @@ from ..errors import ConfigError
 LARGEST = 1 << 16  # centroids
 ResidualName = Literal["none", "res1", "res2", "res4", "pq16", "pq32", "int8", "f16"]
 SaliencyName = Literal["indegree", "last_row", "last_indegree", "norm", "rare", "random"]
-BinaryName = Literal["none", "sign", "itq", "index"]
+BinaryName = Literal["none", "sign"]
 StoreName = Literal["none", "f16", "int8"]
 
 _MANY_PAGES = 50_000
@@ -29,7 +29,7 @@ class IndexConfig:
     k: int | Literal["auto"] = _of("auto", "Centroids; auto: 4096, above 50,000 pages 16384.")
     residual: ResidualName = _of("pq16", "What of a vector is kept besides its code.")
     store: StoreName = _of("none", "Keep the vectors themselves too, for exact search.")
-    binary: BinaryName = _of("none", "Bits a vector for Hamming search, besides the codes.")
+    binary: BinaryName = _of("none", "Bits a vector for Hamming search, besides codes.")
     pool: int = _of(1, "Merge the patches of a page to one in so many.")
     keep: float | Literal["auto"] = _of(1.0, "Share of patches to keep by saliency, or auto.")
     saliency: SaliencyName = _of("indegree", "What --keep goes by.")
