@@ -12,8 +12,6 @@ from jaxtyping import Float16, Float32, Int64
 from .binary import SignCodec, fit_signs
 from .codebook import Codebook, Sampler, sample_size, train_codebook
 from .deduplicate import unique_codes
-from .ordering import order_centroids
-from .paper import hamming_similarity
 from .places import pack_places
 from .residual import ResidualCodec, fit_codec, load_codec
 from .segment import PageRows
@@ -52,17 +50,12 @@ def originals(store: Array, scale: Array | None) -> Float32[np.ndarray, "m d"]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """Everything that was learned from the corpus.
-
-    sign: the codec of the binary modes `sign` and `itq`. numbers: what the centroids are called in
-    the binary mode `index`, whose first stage counts equal bits of these.
-    """
+    """Everything that was learned from the corpus. `sign` is the binary mode, if it is on."""
 
     config: IndexConfig
     codebook: Codebook
     residual: ResidualCodec
     sign: SignCodec | None
-    numbers: Int64[np.ndarray, "k"] | None = None
 
     @classmethod
     def train(
@@ -79,20 +72,8 @@ class Encoding:
         sample = sampler.sample()
         codebook = train_codebook(sample, k, config.seed)
         residual = fit_codec(config.residual, sample, codebook, config.seed)
-        sign = None
-        if config.binary in ("sign", "itq"):
-            sign = fit_signs(sample, config.seed, itq=config.binary == "itq")
-        numbers = None
-        if config.binary == "index":
-            numbers = order_centroids(codebook.centroids, config.seed)
-        return cls(config, codebook, residual, sign, numbers)
-
-    def similarity(self, query: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "t k"]:
-        """What the first stage scans for: inner products with centroids, or equal bits."""
-        if self.numbers is not None:
-            codes = self.codebook.assign(query)
-            return hamming_similarity(codes, self.codebook.k, self.numbers)
-        return np.ascontiguousarray(query @ self.codebook.centroids.T)
+        sign = fit_signs(sample, config.seed) if config.binary == "sign" else None
+        return cls(config, codebook, residual, sign)
 
     def encode(self, rows: PageRows) -> PageRows:
         """The rows compressed; the store stays as far as the configuration wants it.
@@ -125,17 +106,13 @@ class Encoding:
 
     def drift(self, x: Float32[np.ndarray, "m d"]) -> float:
         """Mean squared distance from the centroids, as a multiple of what it was in training."""
-        codes = self.codebook.assign(x)
-        energy = float(np.mean(1 - np.square(self.codebook.centroids[codes]).sum(1)))
-        return energy / max(self.codebook.energy, 1e-6)
+        return self.codebook.energy_of(x) / max(self.codebook.energy, 1e-6)
 
     def to_arrays(self) -> dict[str, Array]:
         """All arrays, by part."""
         parts = {"": self.codebook.to_arrays(), "residual.": self.residual.to_arrays()}
         if self.sign is not None:
             parts["sign."] = self.sign.to_arrays()
-        if self.numbers is not None:
-            parts["ordering."] = {"numbers": self.numbers}
         return {prefix + name: a for prefix, part in parts.items() for name, a in part.items()}
 
     @classmethod
@@ -145,7 +122,7 @@ class Encoding:
         residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
         stored = _part(arrays, "sign.")
         sign = SignCodec.from_arrays(stored) if stored else None
-        return cls(config, codebook, residual, sign, arrays.get("ordering.numbers"))
+        return cls(config, codebook, residual, sign)
 
 
 def _places(rows: PageRows) -> tuple[Array, Int64[np.ndarray, "p"]]:

@@ -116,7 +116,7 @@ def _staged(
 ) -> list[Ranking]:
     assert view.encoding is not None
     clock = time.perf_counter()
-    tables = [code_scan.quantise_table(view.encoding.similarity(q)) for q in queries]
+    tables = [code_scan.quantise_table(q @ view.encoding.codebook.centroids.T) for q in queries]
     totals = _scan(view, tables, positions)
     chosen = np.arange(len(view.page_ids)) if positions is None else positions
     shared = (time.perf_counter() - clock) / len(queries)
