@@ -106,7 +106,8 @@ def new_index(
     if encoder != "vectors":
         from .encoders import load_encoder
 
-        return Index.create(output, encoder=load_encoder(encoder), config=config)
+        loaded = load_encoder(encoder, saliency=config.saliency)
+        return Index.create(output, encoder=loaded, config=config)
     return Index.create(output, dimension=_dimension(sources), config=config)
 
 

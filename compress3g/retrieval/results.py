@@ -11,9 +11,12 @@ import click
 import numpy as np
 from jaxtyping import Float32
 
-from ..errors import DocumentError
+from ..errors import ConfigError, DocumentError, MissingExtra
+from .documents import PAGE_SUFFIXES
+from .heatmap import overlay, snippet
 from .hits import Hit
 from .index import Index
+from .pages import PageImage, read_page
 
 
 def read_query(path: Path) -> Float32[np.ndarray, "t d"]:
@@ -44,28 +47,60 @@ def read_metadata(pairs: tuple[str, ...]) -> dict[str, Any]:
 def shown_hits(
     index: Index, hits: Sequence[Hit], query: str, heatmaps: Path | None
 ) -> list[dict[str, Any]]:
-    """Plain values of each hit; with a folder also a picture of the page and where it fits."""
+    """Plain values of each hit, with the words that fit where the document can still be read.
+
+    With a folder also a picture of each page and where it fits. query: empty for one given as
+    vectors. Raises ConfigError for pictures of an index that keeps no patches.
+    """
+    grid = index.encoder.grid if query else None
     rows = []
     for rank, hit in enumerate(hits, 1):
         row: dict[str, Any] = {
             "doc": hit.doc, "page": hit.page, "score": hit.score, "page_id": hit.page_id,
             "meta": dict(hit.meta),
         }  # fmt: skip
+        page = _page(hit)
+        if page is not None and page.words:
+            row["snippet"] = snippet(page, _heat(hit) if grid else None, grid)
         if heatmaps is not None:
-            row["heatmap"] = str(_draw(hit, heatmaps / f"{rank:02}-page-{hit.page_id}.png"))
+            path = heatmaps / f"{rank:02}-page-{hit.page_id}.png"
+            row["heatmap"] = str(_draw(hit, page, grid, path))
         rows.append(row)
     return rows
 
 
-def _draw(hit: Hit, path: Path) -> Path:
-    """The sum over query tokens as grey levels, one pixel a patch; overlays are heatmap.py's."""
+def _page(hit: Hit) -> PageImage | None:
+    """The page itself, None when the file is gone, changed or held vectors."""
+    path = Path(hit.doc)
+    if path.suffix.lower() not in PAGE_SUFFIXES:
+        return None
+    try:
+        return read_page(path, hit.page)
+    except (DocumentError, MissingExtra):
+        return None
+
+
+def _heat(hit: Hit) -> Float32[np.ndarray, "t h w"] | None:
+    try:
+        return hit.heatmap()
+    except ConfigError:  # the index keeps no patches
+        return None
+
+
+def _draw(hit: Hit, page: PageImage | None, grid: tuple[int, int] | None, path: Path) -> Path:
+    """Heat over the page, over nothing when the page is gone: then a pixel is a patch, grey."""
     from PIL import Image
 
     from ..engine.checkpoint import atomic_write
 
-    heat = np.nan_to_num(hit.heatmap(), nan=0.0).sum(0)
-    span = max(float(heat.max() - heat.min()), 1e-9)
-    levels = ((heat - heat.min()) / span * 255).astype(np.uint8)
-    picture = Image.fromarray(levels).resize((levels.shape[1] * 16, levels.shape[0] * 16))
+    heat = hit.heatmap()
+    if page is not None:
+        picture = overlay(page, heat, grid=grid)
+    else:
+        flat = np.nan_to_num(heat, nan=0.0).sum(0)
+        span = max(float(flat.max() - flat.min()), 1e-9)
+        levels = ((flat - flat.min()) / span * 255).astype(np.uint8)
+        picture = Image.fromarray(levels).resize((levels.shape[1] * 16, levels.shape[0] * 16))
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: picture.save(file, "PNG"))
     return path
