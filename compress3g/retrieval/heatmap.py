@@ -50,7 +50,7 @@ def word_heat(
 
     NaN for words without a vector, such as those that pruning dropped.
     """
-    tokens, rows, columns = heat.shape
+    tokens = len(heat)
     best = np.where(np.isnan(heat), -np.inf, heat)
     out = np.full((len(words), tokens), np.nan, np.float32)
     for i, word in enumerate(words):

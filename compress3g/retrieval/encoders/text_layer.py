@@ -201,7 +201,7 @@ def cell(down: float, across: float) -> tuple[int, int]:
 
 def _rotation(width: int, dim: int) -> Float[Tensor, "width dim"]:
     """Orthonormal columns, the same for ever (numpy's legacy generator never changes)."""
-    noise = np.random.RandomState(0).standard_normal((width, dim))  # noqa: NPY002
+    noise = np.random.RandomState(0).standard_normal((width, dim))
     q, _ = np.linalg.qr(noise)
     return torch.from_numpy(q).float()
 
