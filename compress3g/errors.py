@@ -4,10 +4,13 @@
     ├── ConfigError             an option or a configuration value that cannot be used
     ├── SceneError              images, cameras or boxes that cannot be used
     ├── FormatError             a file that is damaged, foreign or of another version
+    ├── DocumentError           a document, page or query that cannot be indexed or searched
+    ├── LockError               an index that another process is writing
     ├── CutError                overlapping or inexact cuts of weights
     ├── SiteError               a gate that never fired or has the wrong shape
     ├── ScoreError              scores that are NaN or have the wrong shape
     ├── BudgetError             a budget nothing can satisfy
+    ├── VectorError             embedding vectors that are NaN, zero or of the wrong shape
     ├── BackendError            a kernel backend that was asked for and cannot run
     └── MissingExtra            a package that an optional feature needs
 
@@ -36,6 +39,14 @@ class FormatError(Compress3GError, ValueError):
     """A file that is damaged, foreign or of another version."""
 
 
+class DocumentError(Compress3GError, ValueError):
+    """A document, page or query that cannot be indexed or searched."""
+
+
+class LockError(Compress3GError, RuntimeError):
+    """An index that another process is writing."""
+
+
 class CutError(Compress3GError, ValueError):
     """Overlapping or inexact cuts of weights."""
 
@@ -50,6 +61,10 @@ class ScoreError(Compress3GError, ValueError):
 
 class BudgetError(Compress3GError, ValueError):
     """A budget nothing can satisfy; the message says the smallest feasible one."""
+
+
+class VectorError(Compress3GError, ValueError):
+    """Embedding vectors that are NaN, zero or of the wrong shape; the message names the row."""
 
 
 class BackendError(Compress3GError, RuntimeError):

@@ -26,7 +26,34 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
+class _NumberOrWord(click.ParamType):  # type: ignore[type-arg]
+    """`int | Literal["auto"]` on a command line."""
+
+    def __init__(self, number: type[int] | type[float], words: tuple[str, ...]) -> None:
+        self._number, self._words = number, words
+        self.name = "|".join([number.__name__, *words])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value in self._words:
+            return value
+        try:
+            return self._number(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {' nor '.join(self._words)}", param, ctx)
+
+
+def _number_or_word(kind: Any) -> tuple[Any, tuple[str, ...]] | None:
+    """Number type and words of `int | Literal["auto"]`; None for other kinds."""
+    if get_origin(kind) not in (types.UnionType, typing.Union):
+        return None
+    words = [w for k in get_args(kind) if get_origin(k) is Literal for w in get_args(k)]
+    numbers = [k for k in get_args(kind) if k in (int, float)]
+    return (numbers[0], tuple(words)) if words and numbers else None
+
+
 def _click_type(kind: Any) -> Any:
+    if (mixed := _number_or_word(kind)) is not None:
+        return _NumberOrWord(*mixed)
     kind = _plain(kind)
     if get_origin(kind) is Literal:
         return click.Choice([str(choice) for choice in get_args(kind)])
@@ -67,6 +94,8 @@ def options_from(config: type[Any]) -> Callable[[Callable[..., Any]], Callable[.
 
 
 def _matches(value: Any, kind: Any) -> bool:
+    if (mixed := _number_or_word(kind)) is not None:
+        return value in mixed[1] or _matches(value, mixed[0])
     kind = _plain(kind)
     if get_origin(kind) is Literal:
         return value in get_args(kind)
@@ -102,9 +131,10 @@ def resolve(
     options: Mapping[str, Any],
     file: Path | None,
     *,
+    preset: Config | None = None,
     one_of: Collection[str] = (),
 ) -> Config:
-    """The configuration of this call: defaults, then the TOML file, then what was really typed.
+    """This call's configuration: defaults or a preset, then the TOML file, then what was typed.
 
     one_of: options that exclude each other; typing one of them overrules all of them in the file.
     """
@@ -115,7 +145,9 @@ def resolve(
     }
     if typed & set(one_of):
         typed |= set(one_of)
-    for key, value in (read_toml(config, file) if file else {}).items():
+    below = dataclasses.asdict(typing.cast(Any, preset)) if preset is not None else {}
+    below |= read_toml(config, file) if file else {}
+    for key, value in below.items():
         if key not in typed:
             values[key] = value
     return config(**values)

@@ -1,4 +1,4 @@
-/* Includes BODY three times; no include guard on purpose. */
+/* Includes BODY three times, and a fourth time if WITH_ICELAKE is defined; no include guard on purpose. */
 #include "_isa.h"
 
 #define NAME(x) JOIN(x, _scalar)
@@ -25,4 +25,16 @@
 #undef NAME
 #undef TARGET
 #undef VECTOR
+
+#ifdef WITH_ICELAKE
+#define NAME(x) JOIN(x, _icelake)
+#define TARGET TARGET_ICELAKE
+#define VECTOR 16
+#define ICELAKE 1
+#include BODY
+#undef NAME
+#undef TARGET
+#undef VECTOR
+#undef ICELAKE
+#endif
 #endif

@@ -14,6 +14,9 @@
 #define COMPRESS3G_X86 1
 #define TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define TARGET_ICELAKE                                                                             \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,"              \
+                          "avx512vpopcntdq,avx512bitalg,avx2,fma")))
 #else
 #define COMPRESS3G_X86 0
 #endif

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import BackendError
 
 _ABI = 2
-_SETS = ("scalar", "avx2", "avx512")
+_SETS = ("scalar", "avx2", "avx512", "icelake")
 _TYPES = (torch.float32, torch.int64, torch.uint8)
 
 POINTER = ctypes.c_void_p
@@ -49,7 +49,9 @@ def status() -> str | None:
 
 
 def isa() -> str:
-    """The instruction set whose kernels run: "scalar", "avx2" or "avx512".
+    """The instruction set whose kernels run: "scalar", "avx2", "avx512" or "icelake".
+
+    The last is AVX-512 with VBMI, VNNI, VPOPCNTDQ and BITALG (also AMD's since Zen 4).
 
     The widest the processor has, unless COMPRESS3G_ISA or `use_isa` names a narrower one.
     Raises BackendError when that name is unknown or wider than the processor.
@@ -85,6 +87,8 @@ def _bind(name: str, suffix: str, arguments: tuple[Any, ...]) -> Callable[..., N
     library, reason = _load()
     if library is None:
         raise BackendError(f"no compiled kernels: {reason}")
+    if suffix == "icelake" and not hasattr(library, f"{name}_{suffix}"):
+        suffix = "avx512"  # few operations gain from the newer instructions
     symbol = getattr(library, f"{name}_{suffix}")
     symbol.argtypes, symbol.restype = list(arguments), None
     return symbol  # type: ignore[no-any-return]

@@ -23,6 +23,9 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "mlp": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     "ray_march": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "composite": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "code_scan": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    "residual_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }
 

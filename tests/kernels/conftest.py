@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -21,7 +23,7 @@ from compress3g.kernels.registry import use
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
 
-SETS = ("scalar", "avx2", "avx512")
+SETS = ("scalar", "avx2", "avx512", "icelake")
 
 
 def _obstacle(name: str) -> str | None:
@@ -88,3 +90,42 @@ def triton_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         )
 
     return run
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Clustered unit vectors of a few pages, one of them empty, and their nearest centroids."""
+
+    centroids: np.ndarray
+    vectors: np.ndarray
+    codes: np.ndarray
+    offsets: np.ndarray
+    query: np.ndarray
+
+    @property
+    def pages(self) -> int:
+        return len(self.offsets) - 1
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _corpus(*, pages: int, longest: int, rows: int, tokens: int, dims: int, seed: int) -> Corpus:
+    random = np.random.default_rng(seed)
+    centroids = _unit(random.standard_normal((rows, dims)))
+    counts = random.integers(0, longest + 1, pages)
+    counts[pages // 2] = 0
+    offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
+    source = random.integers(0, rows, offsets[-1])
+    noise = random.standard_normal((len(source), dims)) * 0.3 / dims**0.5
+    vectors = _unit(centroids[source] + noise)
+    codes = (vectors @ centroids.T).argmax(-1).astype(np.uint8 if rows <= 256 else np.uint16)
+    query = _unit(centroids[random.integers(0, rows, tokens)] + random.standard_normal(dims) * 0.05)
+    return Corpus(centroids, vectors, codes, offsets, query)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Callable[..., Corpus]:
+    """`corpus(pages=, longest=, rows=, tokens=, dims=, seed=)`: a small retrieval corpus."""
+    return _corpus

@@ -101,7 +101,7 @@ def test_only_memory_that_c_can_walk_gets_an_address():
 SANITIZED = """
 import sys
 import torch
-from compress3g.kernels import _library
+from compress3g.kernels import _library, code_scan, hamming, residual_scan
 from compress3g.kernels.adam import SparseAdam
 from compress3g.kernels.composite import composite, weights
 from compress3g.kernels.hash_grid import Levels, encode
@@ -151,7 +151,57 @@ def rays(n):
         weights(sigma, length, found.offset)
 
 
-for name in ("scalar", "avx2", "avx512"):
+def pages(n):
+    offsets = torch.cat([torch.zeros(1), torch.randint(0, 40, (n,)).cumsum(0)]).long()
+    total, some = int(offsets[-1]), torch.randperm(n)[: n // 2]
+    norm = torch.rand(total).half()
+    for tokens, rows, dims in ((24, 256, 16), (57, 300, 24), (1, 1, 8), (300, 70, 264)):
+        codes = torch.randint(0, rows, (total,)).to(torch.uint8 if rows <= 256 else torch.uint16)
+        query, similarity = torch.randn(tokens, dims), torch.randn(tokens, rows)
+        table = code_scan.quantise_table(similarity)
+        own = (codes, offsets, some)
+        if rows < 256 and total:  # a code outside the table must be refused before it is an index
+            codes = codes.clone()
+            codes[total // 2] = 255
+            refused(code_scan.scan, table, codes, offsets)
+            refused(code_scan.scan_batch, [table] * 3, codes, offsets)
+        code_scan.scan(table, *own)
+        code_scan.scan_batch([table] * 5, *own)
+        for bits in (1, 2, 4):
+            packed = torch.randint(0, 256, (total, dims * bits // 8), dtype=torch.uint8)
+            levels = torch.randn(2**bits)
+            residual_scan.score_buckets(
+                query, similarity, own[0], packed, levels, norm, offsets, some, bits=bits
+            )
+        words = torch.randn(tokens, packed.shape[1], 256)
+        residual_scan.score_pq(similarity, words, own[0], packed, norm, offsets, some)
+        odd, whole = torch.randn(total, dims - 3).half(), torch.ones(total, dims - 3).char()
+        short = query[:, : dims - 3].contiguous()
+        residual_scan.score_float(short, odd, offsets, some)
+        residual_scan.score_float(short, whole, offsets, some, scale=norm.float())
+        if n:
+            residual_scan.similarities_float(short, odd, offsets, page=n - 1)
+        signs = torch.randint(-(1 << 62), 1 << 62, (total, 3)).view(torch.uint64)
+        bits = torch.randint(-(1 << 62), 1 << 62, (tokens, 3)).view(torch.uint64)
+        hamming.scan(bits, signs, offsets, some)
+        hamming.score(torch.randn(tokens, 192), signs, norm, offsets, some)
+    wild = torch.tensor([0, 1 << 60, total])
+    for bad in (torch.tensor([1 << 60]), torch.tensor([-(1 << 60)])):
+        refused(code_scan.scan, table, own[0], offsets, bad)
+        refused(hamming.scan, bits, signs, offsets, bad)
+    refused(hamming.scan, bits, signs, wild)
+    refused(residual_scan.score_float, short, odd, wild)
+
+
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except ValueError:
+        return
+    raise AssertionError(f"{call.__name__} accepted what it must refuse")
+
+
+for name in ("scalar", "avx2", "avx512", "icelake"):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         with _library.use_isa(name):
@@ -159,6 +209,8 @@ for name in ("scalar", "avx2", "avx512"):
                 grids(n)
                 networks(n)
                 rays(n)
+                if n <= 65:
+                    pages(min(n, 24))
     if name == best:
         break
 print("clean")

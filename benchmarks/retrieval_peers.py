@@ -1,0 +1,208 @@
+"""The index against fast-plaid, LanceDB, faiss and maxsim-cpu: processor time, recall, bytes.
+
+The same pages and queries in one run, one thread each. Every peer gets an environment of its own,
+made here (fast-plaid wants another torch than ours) and kept with --environments; what cannot be
+installed is said and left out. Recall is the share of the exact top 10. Quick runs install nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _report import goal, parser, report
+from retrieval_scale import make_pages, unit
+
+from compress3g.retrieval.config import PRESETS, IndexConfig
+from compress3g.retrieval.index import Index
+from compress3g.retrieval.search_config import SearchConfig
+
+SEED, TOKENS, K, REPEATS = 0, 24, 10, 3
+PEERS = {
+    "fast_plaid": ["fast-plaid==1.7.0.2110", "torch==2.11.*", "numpy"],
+    "lancedb": ["lancedb", "pyarrow", "numpy"],
+    "maxsim_cpu": ["maxsim-cpu", "numpy"],
+    "faiss_ivfpq": ["faiss-cpu", "numpy"],
+}
+
+
+def data(pages: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pages [P, 1030, 128], and queries of disturbed vectors of a random page each."""
+    vectors = np.stack([p.vectors for p in make_pages(SEED + 1, pages)]).astype(np.float32)
+    draw = np.random.default_rng(SEED + 2)
+    asked = []
+    for page in draw.integers(0, pages, queries):
+        x = vectors[page][draw.choice(vectors.shape[1], TOKENS, replace=False)]
+        asked.append(unit(x + 0.08 * draw.standard_normal(x.shape)))
+    return vectors, np.stack(asked)
+
+
+def exact(vectors: np.ndarray, queries: np.ndarray) -> tuple[list[list[int]], float]:
+    """The true top 10 by float matrix products in torch, and their processor time a query."""
+    whole, times, found = torch.from_numpy(vectors), [], []
+    for query in torch.from_numpy(queries):
+        clock = time.process_time()
+        scores = torch.stack([(page @ query.T).amax(0).sum() for page in whole])
+        times.append(time.process_time() - clock)
+        found.append(torch.sort(scores, descending=True, stable=True).indices[:K].tolist())
+    return found, 1e3 * float(np.median(times))
+
+
+def ours(
+    vectors: np.ndarray, queries: np.ndarray, folder: Path, config: IndexConfig
+) -> dict[str, Any]:
+    """The index, built and searched through its public API."""
+    from compress3g.retrieval.vectors import PageVectors
+
+    grid = np.stack(np.divmod(np.arange(vectors.shape[1]), 32), 1).astype(np.int16)
+    clock = time.process_time()
+    with Index.create(folder, dimension=vectors.shape[2], config=config) as index:
+        index.add_documents(
+            index.document(str(i), [PageVectors(page.astype(np.float16), grid=grid)])
+            for i, page in enumerate(vectors)
+        )
+        built = time.process_time() - clock
+        times, found = [], []
+        for query in queries:
+            runs = []
+            for _ in range(REPEATS):
+                clock = time.process_time()
+                hits = index.search_vectors([query], config=SearchConfig(k=K))[0]
+                runs.append(time.process_time() - clock)
+            times.append(min(runs))
+            found.append([int(hit.doc) for hit in hits])
+        size = index.info().bytes_per_page
+    return {"cpu_ms": 1e3 * float(np.median(times)), "found": found, "build_s": built,
+            "bytes_per_page": size}  # fmt: skip
+
+
+def environment(folder: Path, packages: list[str]) -> Path | str:
+    """The interpreter of an environment with the packages, or why there is none."""
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        try:
+            venv.create(folder, with_pip=True, clear=True)
+        except subprocess.CalledProcessError as error:
+            return f"no environment: {error}"
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "-q", *packages],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        (folder / "complete").touch()
+    return python
+
+
+def peer(name: str, environments: Path, file: Path, work: Path) -> dict[str, Any] | str:
+    """Rows of a peer by setting, or why there are none."""
+    python = environment(environments / name, PEERS[name])
+    if isinstance(python, str):
+        return python
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_PRELOAD")}
+    script = Path(__file__).with_name("_peers.py")
+    done = subprocess.run(
+        [python, script, name, file, work / name],
+        capture_output=True, text=True, check=False, env=clean,
+    )  # fmt: skip
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["it failed without a word"])[-1]
+    rows: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def faiss_here(file: Path, work: Path) -> dict[str, Any] | str:
+    """faiss is ours too: quick runs take it from this environment."""
+    script = Path(__file__).with_name("_peers.py")
+    done = subprocess.run(
+        [sys.executable, script, "faiss_ivfpq", file, work / "faiss"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr[-200:]
+
+
+def recall(found: list[list[int]], truth: list[list[int]]) -> float:
+    return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth, strict=True)]))
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--pages", type=int, help="Default: 400, quick 100.")
+    options.add_argument("--queries", type=int, help="Default: 50, quick 10.")
+    options.add_argument("--environments", type=Path, help="Where to make and keep them.")
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    pages = chosen.pages or (100 if chosen.quick else 400)
+    count = chosen.queries or (10 if chosen.quick else 50)
+    with tempfile.TemporaryDirectory(prefix="compress3g-peers-") as name:
+        work = Path(name)
+        vectors, queries = data(pages, count)
+        np.savez(work / "data.npz", vectors=vectors, queries=queries)
+        truth, brute_ms = exact(vectors, queries)
+        whole = float(vectors[0].nbytes)
+        rows: dict[str, Any] = {
+            "torch float32": {"cpu_ms": brute_ms, "found": truth, "bytes_per_page": whole}
+        }
+        for preset in ("tiny", "balanced") if chosen.quick else ("tiny", "balanced", "lossless"):
+            config = PRESETS[preset]
+            if chosen.quick and config.k == "auto":
+                config = replace(config, k=1024)  # or the training alone takes a minute
+            rows[f"compress3g {preset}"] = ours(vectors, queries, work / preset, config)
+        missing: dict[str, str] = {}
+        if chosen.quick:
+            result: dict[str, Any] = {"faiss_ivfpq": faiss_here(work / "data.npz", work)}
+            missing = {n: "not installed in a quick run" for n in PEERS if n != "faiss_ivfpq"}
+        else:
+            environments = chosen.environments or work / "environments"
+            result = {n: peer(n, environments, work / "data.npz", work) for n in PEERS}
+        for peer_name, found in result.items():
+            if isinstance(found, str):
+                missing[peer_name] = found
+            else:
+                rows |= found
+    print_rows(rows, truth, missing)
+    goals = compare(rows)
+    report("retrieval_peers", chosen, seeds=[SEED], goals=goals, rows=rows, pages=pages,
+           queries=count, missing=missing)  # fmt: skip
+
+
+def print_rows(rows: dict[str, Any], truth: list[list[int]], missing: dict[str, str]) -> None:
+    """Prints the table; recall takes the place of the pages that were found."""
+    print(f"{'':34}{'CPU ms a query':>16}{'recall@10':>12}{'bytes a page':>15}{'build CPU s':>13}")
+    for name, row in rows.items():
+        row["recall"] = recall(row.pop("found"), truth)
+        built = f"{row['build_s']:13.1f}" if "build_s" in row else f"{'':13}"
+        print(
+            f"{name:34}{row['cpu_ms']:16.2f}{row['recall']:12.3f}"
+            f"{row['bytes_per_page']:15,.0f}{built}"
+        )
+    for name, reason in missing.items():
+        print(f"{name} is not in the table: {reason}")
+
+
+def compare(rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """The goals against fast-plaid, where it could be run."""
+    mine, theirs = rows["compress3g balanced"], rows.get("fast-plaid")
+    if theirs is None:
+        print("no goals: they are set against fast-plaid, which did not run")
+        return []
+    return [
+        goal("less processor time than fast-plaid", theirs["cpu_ms"] / mine["cpu_ms"], 10.0),
+        goal("recall above fast-plaid's", mine["recall"] - theirs["recall"], 0.0),
+        goal("bytes a page of fast-plaid's", mine["bytes_per_page"] / theirs["bytes_per_page"],
+             0.5, at_least=False),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

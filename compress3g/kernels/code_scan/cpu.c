@@ -1,0 +1,2 @@
+#define BODY "code_scan/body.h"
+#include "../_bodies.h"

@@ -1,0 +1,3 @@
+#define BODY "residual_scan/body.h"
+#define WITH_ICELAKE
+#include "../_bodies.h"

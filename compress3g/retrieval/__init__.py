@@ -1,0 +1,1 @@
+"""HPC-ColPali and beyond: page retrieval by compressed multi-vector embeddings."""

@@ -1,0 +1,259 @@
+"""How an index is filled: documents in, codebook trained, pages compressed.
+
+Until there is a codebook (pass 1) vectors go to segments that wait for one, which also makes an
+interrupted build resumable: what is committed is not encoded again. Then (pass 2) the codebook is
+trained on a sample of all of them and the waiting segments are compressed. Later additions are
+compressed at once. Memory does not grow with the corpus: pages are written through to files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, DocumentError, FormatError
+from .array_folder import ArrayFolder
+from .catalog import Change, DocumentRow, NewSegment, SegmentRow
+from .config import IndexConfig
+from .encoding import Encoding, stored_vectors
+from .intake import Intake
+from .segment import PageRows, Segment, SegmentWriter
+from .vectors import PageVectors
+from .writer import Writer
+
+_OUTPUT_VECTORS = 1 << 26  # in one segment that pass 2 writes
+
+Note = Callable[[str, int, int], None]  # what, done, of how many
+Outcome = Callable[[str, str, int], None]  # path, what became of it, pages
+
+
+def config_to_json(config: IndexConfig) -> str:
+    """How the catalog keeps a configuration."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+def config_from_json(text: str) -> IndexConfig:
+    """The configuration the catalog keeps. Raises FormatError for fields nobody knows."""
+    try:
+        return IndexConfig(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise FormatError(
+            f"the index has a configuration this compress3g cannot use: {error}"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Something to index. `sha256` says whether it has changed; `pages` is called if it has."""
+
+    path: str
+    sha256: str
+    mtime: float
+    meta: Mapping[str, Any]
+    pages: Callable[[], Iterable[PageVectors]]
+
+
+@dataclass(slots=True)
+class Added:
+    """What an addition did: paths by outcome, and pages and vectors that went in."""
+
+    added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    pages: int = 0
+    vectors: int = 0
+
+
+def add_documents(
+    writer: Writer,
+    documents: Iterable[Document],
+    *,
+    strict: bool,
+    stopped: Callable[[], bool],
+    outcome: Outcome,
+    note: Note,
+) -> Added:
+    """Takes the documents in, then trains and compresses whatever waits for it.
+
+    A document that cannot be read (DocumentError) is skipped, with `strict` it is an error; vectors
+    that cannot be used always are. Whatever the error, complete documents are committed first.
+    """
+    meta = writer.snapshot().meta
+    config = config_from_json(meta["config"])
+    encoding = load_encoding(writer)[0] if writer.snapshot().codebook else None
+    intake = Intake(writer, config, encoding, int(meta["dimension"]))
+    done = Added()
+    try:
+        for document in documents:
+            if stopped():
+                break
+            try:
+                what, pages = _add_one(writer, intake, document, done)
+            except DocumentError as error:
+                if strict:
+                    raise
+                done.skipped.append((document.path, str(error)))
+                what, pages = f"skipped: {error}", 0
+            outcome(document.path, what, pages)
+        intake.commit()
+    except (DocumentError, ValueError, KeyboardInterrupt):
+        intake.commit()
+        raise
+    finally:
+        intake.close()
+    if not stopped():
+        encode_waiting(writer, config, note)
+    return done
+
+
+def _add_one(writer: Writer, intake: Intake, document: Document, done: Added) -> tuple[str, int]:
+    known = intake.known(document.path)
+    if known is not None and known.sha256 == document.sha256:
+        done.unchanged.append(document.path)
+        return "unchanged", known.pages
+    row = DocumentRow(
+        writer.new_document(), document.path, document.sha256, document.mtime, 0, document.meta
+    )
+    replaces = None if known is None else known.document
+    pages, vectors = intake.add(row, document.pages(), replaces=replaces)
+    done.pages, done.vectors = done.pages + pages, done.vectors + vectors
+    (done.added if known is None else done.replaced).append(document.path)
+    return ("added" if known is None else "replaced"), pages
+
+
+def encode_waiting(writer: Writer, config: IndexConfig, note: Note) -> None:
+    """Pass 2: trains the codebook unless there is one, and compresses the waiting segments."""
+    snapshot = writer.snapshot()
+    waiting = [s for s in snapshot.segments if s.codebook is None]
+    if not waiting:
+        return
+    if snapshot.codebook is None:
+        note("train", 0, 1)
+        pages = sum(s.pages for s in waiting)
+        encoding = Encoding.train(_all_vectors(writer, waiting), pages, config)
+        name, folder = save_encoding(writer, encoding)
+        writer.commit(Change("codebook", codebook=(name, folder.digest)))
+        note("train", 1, 1)
+    encoding, name = load_encoding(writer)
+    done, total = 0, sum(s.pages for s in waiting)
+    for group in _grouped(waiting):
+        done = _encode_group(writer, encoding, name, group, done, total, note)
+
+
+def _grouped(rows: Sequence[SegmentRow]) -> Iterator[list[SegmentRow]]:
+    group: list[SegmentRow] = []
+    for row in rows:
+        if group and sum(r.vectors for r in group) + row.vectors > _OUTPUT_VECTORS:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _all_vectors(writer: Writer, rows: Sequence[SegmentRow]) -> Iterator[np.ndarray]:
+    """The vectors of every page in order, from the segments that keep them."""
+    for row in rows:
+        segment = Segment.open(writer.folder / row.name, expected=row.digest)
+        for piece in segment.chunks(0, len(segment)):
+            x = stored_vectors(piece)
+            if x is None:
+                raise ConfigError(
+                    "the index keeps no vectors to train on: build it anew, or with --store f16"
+                )
+            ends = np.cumsum(piece.lengths)
+            yield from np.split(x, ends[:-1])
+
+
+def _encode_group(
+    writer: Writer,
+    encoding: Encoding,
+    codebook: str,
+    group: Sequence[SegmentRow],
+    done: int,
+    total: int,
+    note: Note,
+) -> int:
+    new, done = reencode(writer, encoding, codebook, group, done, total, note)
+    drop = [row.segment for row in group]
+    writer.commit(Change("encode", segments=[new], drop_segments=drop))
+    return done
+
+
+def reencode(
+    writer: Writer,
+    encoding: Encoding,
+    codebook: str,
+    group: Sequence[SegmentRow],
+    done: int,
+    total: int,
+    note: Note,
+) -> tuple[NewSegment, int]:
+    """The living and dead pages of some segments, compressed into one that is not committed yet."""
+    target = SegmentWriter(writer.new_folder("seg"))
+    try:
+        for piece in _pieces(writer, group):
+            target.append(encoding.encode(piece))
+            done += len(piece.page_ids)
+            note("encode", done, total)
+        folder = target.finish()
+    except BaseException:
+        target.abandon()
+        raise
+    return NewSegment(target.name, folder.digest, codebook, target.vectors, target.page_ids), done
+
+
+def _pieces(writer: Writer, group: Sequence[SegmentRow]) -> Iterator[PageRows]:
+    """Pages in ascending number: the segments of a group do not interleave before a compaction."""
+    segments = [Segment.open(writer.folder / r.name, expected=r.digest) for r in group]
+    for segment in sorted((s for s in segments if len(s)), key=lambda s: int(s.page_ids[0])):
+        yield from segment.chunks(0, len(segment))
+
+
+def save_encoding(writer: Writer, encoding: Encoding) -> tuple[str, ArrayFolder]:
+    """Puts codebook and codecs on disk under the name of their content."""
+    target = writer.new_folder("codebook")
+    try:
+        for name, array in encoding.to_arrays().items():
+            target.append(name, np.ascontiguousarray(array))
+        folder = target.finish({"kind": "codebook", "residual": encoding.config.residual})
+    except BaseException:
+        target.abandon()
+        raise
+    name = f"codebook-{folder.digest}"
+    return name, writer.publish(folder, name)
+
+
+def load_encoding(writer: Writer) -> tuple[Encoding, str]:
+    """The committed encoding and the name of its folder. Raises FormatError when damaged."""
+    snapshot = writer.snapshot()
+    assert snapshot.codebook is not None
+    name, expected = snapshot.codebook
+    arrays = ArrayFolder.open(writer.folder / name, expected=expected, map=False).arrays
+    return Encoding.from_arrays(arrays, config_from_json(snapshot.meta["config"])), name
+
+
+def retrain(writer: Writer, config: IndexConfig, note: Note) -> None:
+    """A new codebook for the pages as they are now, and every segment compressed with it.
+
+    One transaction at the end; needs the disk space of both. Raises ConfigError when the index
+    keeps no vectors.
+    """
+    rows = writer.snapshot().segments
+    note("train", 0, 1)
+    encoding = Encoding.train(_all_vectors(writer, rows), sum(r.pages for r in rows), config)
+    name, folder = save_encoding(writer, encoding)
+    note("train", 1, 1)
+    done, total = 0, sum(r.pages for r in rows)
+    added: list[NewSegment] = []
+    for row in rows:
+        new, done = reencode(writer, encoding, name, [row], done, total, note)
+        added.append(new)
+    drop = [r.segment for r in rows]
+    writer.commit(Change("retrain", added, codebook=(name, folder.digest), drop_segments=drop))

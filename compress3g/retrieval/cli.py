@@ -1,0 +1,399 @@
+"""`compress3g index`: parses, calls, prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..engine.options import options_from, resolve
+from .config import PRESETS, IndexConfig
+from .search_config import EvalConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from .build import Added, Note, Outcome
+    from .index import Index
+
+_JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: one object, or one a line."
+)
+_INDEX = click.argument("index", type=click.Path(path_type=Path))
+_SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path())
+_META = click.option(
+    "--meta", multiple=True, metavar="KEY=VALUE", help="Metadata of the documents."
+)
+_STRICT = click.option("--strict", is_flag=True, help="Fail on the first file that cannot be read.")
+_DAMAGED = click.option("--allow-damaged", is_flag=True, help="Leave damaged segments out.")
+_THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
+_SKIPPED = 3  # exit code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def app() -> None:
+    """Index and search pages of documents by their embeddings (HPC-ColPali and beyond)."""
+
+
+@app.command()
+@_SOURCES
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="Folder of the index; one that was interrupted goes on.")  # fmt: skip
+@click.option("--encoder", default="text", show_default=True,
+              help="A model, or vectors for files of vectors.")  # fmt: skip
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="balanced", show_default=True,
+              help="Settings to start from; options given here win.")  # fmt: skip
+@options_from(IndexConfig)
+@_META
+@_STRICT
+@_THREADS
+@_JSON
+def build(
+    sources: tuple[str, ...],
+    output: Path,
+    encoder: str,
+    preset: str,
+    config_file: Path | None,
+    meta: tuple[str, ...],
+    strict: bool,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Make an index of SOURCES: files, or folders of files."""
+    from .documents import new_index
+
+    _use_threads(threads)
+    config = resolve(IndexConfig, options, config_file, preset=PRESETS[preset])
+    with new_index(output, sources, encoder, config) as index:
+        return _add(index, sources, meta, strict, as_json)
+
+
+@app.command()
+@_INDEX
+@_SOURCES
+@_META
+@_STRICT
+@_THREADS
+@_JSON
+def add(
+    index: Path,
+    sources: tuple[str, ...],
+    meta: tuple[str, ...],
+    strict: bool,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Add SOURCES; unchanged files are left alone, changed ones replaced."""
+    _use_threads(threads)
+    with _open(index) as opened:
+        return _add(opened, sources, meta, strict, as_json)
+
+
+def _add(
+    index: Index, sources: tuple[str, ...], meta: tuple[str, ...], strict: bool, as_json: bool
+) -> int:
+    from .results import read_metadata
+
+    with _progress(as_json) as (note, outcome):
+        done = index.add(
+            sources, metadata=read_metadata(meta), strict=strict, note=note, outcome=outcome
+        )
+    _print_added(done, index, as_json)
+    return _SKIPPED if done.skipped else 0
+
+
+def _print_added(done: Added, index: Index, as_json: bool) -> None:
+    counts = {
+        name: len(getattr(done, name)) for name in ("added", "replaced", "unchanged", "skipped")
+    }
+    if as_json:
+        click.echo(json.dumps({**counts, "pages": done.pages, "vectors": done.vectors}))
+        return
+    for _, reason in done.skipped:
+        click.echo(f"skipped {_shown_path(reason)}", err=True)
+    info = index.info()
+    click.echo("  ".join(f"{name} {count}" for name, count in counts.items() if count))
+    click.echo(
+        f"{index.path}  {info.documents:,} documents, {info.pages:,} pages,"
+        f" {info.bytes_per_page:,.0f} bytes a page"
+    )
+
+
+@contextmanager
+def _progress(as_json: bool) -> Iterator[tuple[Note, Outcome]]:
+    """A live line on a terminal; with --json a line for every document."""
+    from ..engine.progress import Progress
+
+    with Progress("index") as line:
+
+        def note(what: str, done: int, total: int) -> None:
+            line.update({what: f"{done:,}/{total:,}"}, done / max(total, 1))
+
+        def outcome(path: str, what: str, pages: int) -> None:
+            if as_json:
+                click.echo(json.dumps({"path": path, "outcome": what, "pages": pages}))
+
+        yield note, outcome
+
+
+@app.command()
+@_INDEX
+@click.argument("document", required=False)
+@click.option("--where", help="Condition over metadata instead of a document.")
+@_JSON
+def remove(index: Path, document: str | None, where: str | None, as_json: bool) -> int:
+    """Remove a DOCUMENT by its path, or all that a condition selects."""
+    with _open(index) as opened:
+        name = document
+        if document is not None and not any(d.path == document for d in opened.documents()):
+            name = os.path.abspath(document)
+        pages = opened.remove(name, where=where)
+    click.echo(json.dumps({"pages": pages}) if as_json else f"removed {pages:,} pages")
+    return 0
+
+
+@app.command()
+@_INDEX
+@click.argument("query", required=False, default="")
+@options_from(SearchConfig)
+@click.option("--where", help="Condition over metadata, such as \"year >= 2020 and lang = 'en'\".")
+@click.option("--vectors", type=click.Path(path_type=Path), help="Query vectors [T, D], .npy file.")
+@click.option(
+    "--heatmap", type=click.Path(path_type=Path), help="Folder for a picture of each hit."
+)
+@_DAMAGED
+@_THREADS
+@_JSON
+def search(
+    index: Path,
+    query: str,
+    config_file: Path | None,
+    where: str | None,
+    vectors: Path | None,
+    heatmap: Path | None,
+    allow_damaged: bool,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Find pages that answer QUERY."""
+    from .results import read_query, shown_hits
+
+    _use_threads(threads)
+    config = resolve(SearchConfig, options, config_file)
+    with _open(index, allow_damaged=allow_damaged) as opened:
+        if vectors is not None:
+            hits = opened.search_vectors([read_query(vectors)], where=where, config=config)[0]
+        else:
+            hits = opened.search(query, where=where, config=config)
+        rows = shown_hits(opened, hits, query, heatmap)
+    if as_json:
+        click.echo(json.dumps({"query": query, "hits": rows}))
+        return 0
+    for rank, row in enumerate(rows, 1):
+        click.echo(f"{rank:3} {row['score']:9.4f}  {_shown_path(row['doc'])} page {row['page']}")
+        for extra in ("snippet", "heatmap"):
+            if row.get(extra):
+                click.echo(f"{'':15}{row[extra]}")
+    return 0
+
+
+@app.command()
+@_INDEX
+@_JSON
+def info(index: Path, as_json: bool) -> int:
+    """Say what an index holds."""
+    with _open(index, allow_damaged=True) as opened:
+        figures = dataclasses.asdict(opened.info())
+    if as_json:
+        click.echo(json.dumps(figures))
+        return 0
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            click.echo(name)
+            for key, inner in value.items():
+                click.echo(f"  {key:22}{_shown(inner)}")
+        else:
+            click.echo(f"{name:24}{_shown(value)}")
+    return 0
+
+
+@app.command()
+@_INDEX
+@click.option("--deep", is_flag=True, help="Read every byte and compare checksums.")
+@_JSON
+def verify(index: Path, deep: bool, as_json: bool) -> int:
+    """Check an index; exit code 2 when something is wrong."""
+    from .catalog import Catalog
+    from .maintenance import verify as check
+
+    catalog = Catalog(index)
+    found = check(index, catalog, deep=deep)
+    catalog.close()
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found)))
+    else:
+        for problem in found.problems:
+            click.echo(problem)
+        words = "nothing wrong" if not found.problems else f"{len(found.problems)} problems"
+        click.echo(
+            f"{words} in {found.segments} segments, {found.pages:,} pages, {found.bytes:,} bytes"
+        )
+    return 2 if found.problems else 0
+
+
+@app.command()
+@_INDEX
+@_JSON
+def compact(index: Path, as_json: bool) -> int:
+    """Rewrite the segments as one, without removed pages."""
+    with _open(index) as opened:
+        done = opened.compact()
+    before, after = done.segments_before, done.segments_after
+    text = f"{before} segments -> {after}, {done.bytes_freed:,} bytes freed"
+    click.echo(json.dumps(dataclasses.asdict(done)) if as_json else text)
+    return 0
+
+
+@app.command()
+@_INDEX
+@_THREADS
+@_JSON
+def retrain(index: Path, threads: int | None, as_json: bool) -> int:
+    """Train the codebook again on the pages as they are now. Needs --store."""
+    _use_threads(threads)
+    with _open(index) as opened, _progress(as_json) as (note, _):
+        opened.retrain(note=note)
+        figures = opened.info()
+    about = {"centroids": figures.centroids}
+    click.echo(json.dumps(about) if as_json else f"{figures.centroids:,} centroids")
+    return 0
+
+
+@app.command()
+@_INDEX
+@click.option("--to", "kind", type=click.Choice(["lancedb", "qdrant"]), required=True)
+@click.option("-o", "--output", required=True, help="Folder, or address of a server.")
+@click.option("--table", default="pages", show_default=True, help="Name of the table.")
+@_JSON
+def export(index: Path, kind: str, output: str, table: str, as_json: bool) -> int:
+    """Copy the pages to another store, many vectors per row."""
+    from .export import export as copy
+
+    with _open(index) as opened:
+        pages = copy(opened, kind, output, table)
+    about = {"pages": pages, "to": kind, "path": output, "table": table}
+    click.echo(json.dumps(about) if as_json else f"{pages:,} pages -> {kind} {output} {table}")
+    return 0
+
+
+@app.command(name="eval")
+@_INDEX
+@click.option("--queries", type=click.Path(path_type=Path), required=True,
+              help="JSON lines of id and text, or id, tab, text.")  # fmt: skip
+@click.option("--qrels", type=click.Path(path_type=Path), required=True,
+              help="Relevance: TREC's four columns, or query, document, relevance.")  # fmt: skip
+@options_from(EvalConfig)
+@_THREADS
+@_JSON
+def evaluate(
+    index: Path,
+    queries: Path,
+    qrels: Path,
+    config_file: Path | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Compare the index with exact search on judged queries. Needs --store."""
+    from .evaluate import evaluate as compare
+    from .judgments import read_judgments
+
+    _use_threads(threads)
+    config = resolve(EvalConfig, options, config_file)
+    judgments = read_judgments(queries, qrels)
+    with _open(index) as opened:
+        vectors = opened.encoder.encode_queries([judgments.texts[q] for q in judgments.judged])
+        rows = compare(opened, vectors, judgments, config)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
+        return 0
+    names = list(rows[0].measures)
+    click.echo(f"{'':40}" + "".join(f"{n:>9}" for n in names) + f"{'% exact':>24}{'recall':>8}")
+    for row in rows:
+        line = f"{row.name:40}" + "".join(f"{row.measures[n]:9.4f}" for n in names)
+        if row.ratio is not None and row.interval is not None:
+            low, high = row.interval
+            line += f"{100 * row.ratio:8.1f} [{100 * low:5.1f}, {100 * high:5.1f}]{row.recall:8.3f}"
+        click.echo(line)
+    return 0
+
+
+@app.command()
+@_INDEX
+@click.option("--queries", default=50, show_default=True, type=click.IntRange(1))
+@click.option("--tokens", default=24, show_default=True, type=click.IntRange(1, 1024))
+@click.option("--seed", default=0, show_default=True)
+@options_from(SearchConfig)
+@_THREADS
+@_JSON
+def bench(
+    index: Path,
+    queries: int,
+    tokens: int,
+    seed: int,
+    config_file: Path | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Measure bytes per page, time per stage and recall, with queries made of pages."""
+    from .bench import bench as measure
+    from .bench import sample_queries
+
+    _use_threads(threads)
+    config = resolve(SearchConfig, options, config_file)
+    with _open(index) as opened:
+        figures = measure(opened, sample_queries(opened, queries, tokens, seed), config)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(figures)))
+        return 0
+    click.echo(f"{'pages':24}{figures.pages:,}")
+    click.echo(f"{'bytes a page':24}{figures.bytes_per_page:,.0f}")
+    for name, value in figures.milliseconds.items():
+        click.echo(f"{'ms ' + name:24}{value:.3f}")
+    click.echo(f"{'ms processor':24}{figures.cpu:.3f}")
+    recall = "unknown: built without --store" if figures.recall is None else f"{figures.recall:.3f}"
+    click.echo(f"{'recall of exact':24}{recall}")
+    return 0
+
+
+def _open(path: Path, *, allow_damaged: bool = False) -> Index:
+    from .index import Index
+
+    return Index.open(path, allow_damaged=allow_damaged)
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _shown_path(path: str) -> str:
+    """Bytes that are no UTF-8 as question marks: a terminal could not show them."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else _shown_path(str(value))

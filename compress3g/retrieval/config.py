@@ -1,0 +1,74 @@
+"""What an index is made of: one frozen dataclass, from which options and TOML keys follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from ..errors import ConfigError
+
+LARGEST = 1 << 16  # centroids
+ResidualName = Literal["none", "res1", "res2", "res4", "pq16", "pq32", "int8", "f16"]
+SaliencyName = Literal["indegree", "last_row", "last_indegree", "norm", "rare", "random"]
+BinaryName = Literal["none", "sign"]
+StoreName = Literal["none", "f16", "int8"]
+
+_MANY_PAGES = 50_000
+
+
+def _of(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexConfig:
+    """Everything that decides how vectors are stored; the defaults are the preset `balanced`."""
+
+    k: int | Literal["auto"] = _of("auto", "Centroids; auto: 4096, above 50,000 pages 16384.")
+    residual: ResidualName = _of("pq16", "What of a vector is kept besides its code.")
+    store: StoreName = _of("none", "Keep the vectors themselves too, for exact search.")
+    binary: BinaryName = _of("none", "Bits a vector for Hamming search, besides codes.")
+    pool: int = _of(1, "Merge the patches of a page to one in so many.")
+    keep: float | Literal["auto"] = _of(1.0, "Share of patches to keep by saliency, or auto.")
+    saliency: SaliencyName = _of("indegree", "What --keep goes by.")
+    patches: bool = _of(True, "Keep a code per patch, for heat maps; else one per distinct code.")
+    seed: int = _of(0, "Of everything random.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the option for every value no index can be made with."""
+        checks = {
+            "k": self.k == "auto" or (isinstance(self.k, int) and 1 <= self.k <= LARGEST),
+            "residual": self.residual in get_args(ResidualName),
+            "store": self.store in get_args(StoreName),
+            "binary": self.binary in get_args(BinaryName),
+            "pool": isinstance(self.pool, int) and self.pool >= 1,
+            "keep": self.keep == "auto" or (not isinstance(self.keep, str) and 0 < self.keep <= 1),
+            "saliency": self.saliency in get_args(SaliencyName),
+        }
+        for name, good in checks.items():
+            if not good:
+                raise ConfigError(f"--{name} {getattr(self, name)} cannot be used: see --help")
+        if self.residual != "none" and not self.patches:
+            raise ConfigError(
+                f"--residual {self.residual} belongs to a code per patch: "
+                "give --patches, or --residual none"
+            )
+
+    def centroids(self, pages: int) -> int:
+        """K for a corpus of so many pages."""
+        if self.k != "auto":
+            return self.k
+        return 4096 if pages <= _MANY_PAGES else 16384
+
+
+PRESETS: Mapping[str, IndexConfig] = MappingProxyType(
+    {
+        # 2506.21601 as printed, codes only
+        "paper": IndexConfig(k=256, residual="none", keep=0.6, saliency="last_indegree"),
+        "tiny": IndexConfig(k=256, residual="none", patches=False),
+        "balanced": IndexConfig(),
+        "lossless": IndexConfig(residual="res4", store="f16"),
+    }
+)

@@ -1,0 +1,119 @@
+"""Files as documents: pictures of pages through an encoder, or vectors as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError, DocumentError
+from .build import Document
+from .config import IndexConfig
+from .index import Index
+from .sources import find_sources, fingerprint
+from .vectors import PageVectors
+
+if TYPE_CHECKING:
+    from .encoders.protocol import Encoder
+
+VECTOR_SUFFIXES = frozenset({".npz", ".safetensors"})
+PAGE_SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+SUFFIXES = VECTOR_SUFFIXES | PAGE_SUFFIXES
+_BATCH = 4  # pages an encoder sees at once
+
+
+def document_of(path: Path, encoder: Callable[[], Encoder], meta: Mapping[str, Any]) -> Document:
+    """The file, not yet read but for its checksum. `encoder` is asked for when it is needed."""
+    try:
+        source = fingerprint(path)
+    except OSError as error:
+        raise DocumentError(f"{path}: {error.strerror}") from None
+    pages = (
+        (lambda: read_vectors(path))
+        if path.suffix.lower() in VECTOR_SUFFIXES
+        else (lambda: _encoded(path, encoder()))
+    )
+    return Document(str(path), source.sha256, source.mtime, meta, pages)
+
+
+def _encoded(path: Path, encoder: Encoder) -> Iterator[PageVectors]:
+    """Raises DocumentError for what is encrypted, cut short or has no pages."""
+    from .pages import read_pages
+
+    pages = iter(read_pages(path))
+    while batch := list(islice(pages, _BATCH)):
+        yield from encoder.encode_pages(batch)
+
+
+def read_vectors(path: Path) -> Iterator[PageVectors]:
+    """The pages of a file of vectors: `vectors` [N, D], `offsets` [P + 1], one page without them.
+
+    Optional: `saliency` [N], `grid` [N, 2], `kind` [N]. Raises DocumentError when it is anything
+    else.
+    """
+    arrays = _arrays(path)
+    if "vectors" not in arrays:
+        raise DocumentError(f"{path} has no array `vectors`: it has {', '.join(arrays) or 'none'}")
+    vectors = arrays["vectors"]
+    offsets = np.asarray(arrays.get("offsets", [0, len(vectors)]), np.int64)
+    if (
+        len(offsets) < 2
+        or offsets[0] != 0
+        or offsets[-1] != len(vectors)
+        or any(np.diff(offsets) < 1)
+    ):
+        raise DocumentError(f"{path}: offsets do not ascend from 0 to {len(vectors)} vectors")
+    for first, last in pairwise(offsets):
+        parts = {n: arrays[n][first:last] for n in ("saliency", "grid", "kind") if n in arrays}
+        yield PageVectors(vectors[first:last], **parts)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix.lower() == ".npz":
+            if not zipfile.is_zipfile(path):
+                raise ValueError("not a .npz file")
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        from safetensors.numpy import load_file
+
+        return dict(load_file(path))
+    except Exception as error:  # both readers raise whatever their parsers stumble over
+        raise DocumentError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
+
+
+def new_index(
+    output: Path, sources: Sequence[str | os.PathLike[str]], encoder: str, config: IndexConfig
+) -> Index:
+    """An index to fill: made now, or one of the same settings that an interrupted build left.
+
+    Raises ConfigError when there is one of other settings.
+    """
+    if (output / "catalog.sqlite").exists():
+        index = Index.open(output)
+        if index.config != config:
+            index.close()
+            raise ConfigError(
+                f"{output} is an index with other settings: use `index add`, or another folder"
+            )
+        return index
+    if encoder != "vectors":
+        from .encoders import load_encoder
+
+        loaded = load_encoder(encoder, saliency=config.saliency)
+        return Index.create(output, encoder=loaded, config=config)
+    return Index.create(output, dimension=_dimension(sources), config=config)
+
+
+def _dimension(sources: Sequence[str | os.PathLike[str]]) -> int:
+    """Of the vectors of the first file that can be read."""
+    for path in find_sources(sources, VECTOR_SUFFIXES):
+        with contextlib.suppress(DocumentError):
+            return int(next(iter(read_vectors(path))).vectors.shape[1])
+    raise DocumentError("none of the files holds vectors that can be read")

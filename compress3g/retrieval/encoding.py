@@ -1,0 +1,144 @@
+"""Codebook and codecs of an index together: vectors in, the arrays of a segment out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float16, Float32, Int64
+
+from .binary import SignCodec, fit_signs
+from .codebook import Codebook, Sampler, sample_size, train_codebook
+from .deduplicate import unique_codes
+from .places import pack_places
+from .residual import ResidualCodec, fit_codec, load_codec
+from .segment import PageRows
+
+if TYPE_CHECKING:
+    from .array_folder import Array
+    from .config import IndexConfig
+    from .vectors import PageVectors
+
+
+def raw_rows(page_ids: Sequence[int], pages: Sequence[PageVectors]) -> PageRows:
+    """Pages as they wait for a codebook: vectors in half precision, nothing compressed."""
+    vectors: dict[str, Array] = {
+        "store": np.concatenate([p.vectors for p in pages]).astype(np.float16),
+        "grid": np.concatenate([p.grid for p in pages]).astype(np.int16),
+        "kind": np.concatenate([p.kind for p in pages]).astype(np.uint8),
+    }
+    if all(p.saliency is not None for p in pages):
+        vectors["saliency"] = np.concatenate([p.saliency for p in pages]).astype(np.float16)
+    lengths = np.asarray([len(p) for p in pages], np.int64)
+    return PageRows(np.asarray(page_ids, np.int64), lengths, vectors)
+
+
+def stored_vectors(rows: PageRows) -> Float32[np.ndarray, "m d"] | None:
+    """The originals that the rows keep, None when they keep none."""
+    if "store" not in rows.vectors:
+        return None
+    return originals(rows.vectors["store"], rows.vectors.get("store_scale"))
+
+
+def originals(store: Array, scale: Array | None) -> Float32[np.ndarray, "m d"]:
+    """Float vectors from a store of half precision, or of bytes with a scale per row."""
+    x = np.asarray(store, np.float32)
+    return x if scale is None else x * scale[:, None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoding:
+    """Everything that was learned from the corpus. `sign` is the binary mode, if it is on."""
+
+    config: IndexConfig
+    codebook: Codebook
+    residual: ResidualCodec
+    sign: SignCodec | None
+
+    @classmethod
+    def train(
+        cls, vectors: Iterable[Float16[np.ndarray, "m d"]], pages: int, config: IndexConfig
+    ) -> Encoding:
+        """Learns from a uniform sample of the vectors of so many pages, in bounded memory.
+
+        Raises VectorError when there are none.
+        """
+        k = config.centroids(pages)
+        sampler = Sampler(sample_size(k), config.seed)
+        for page in vectors:
+            sampler.add(page)
+        sample = sampler.sample()
+        codebook = train_codebook(sample, k, config.seed)
+        residual = fit_codec(config.residual, sample, codebook, config.seed)
+        sign = fit_signs(sample, config.seed) if config.binary == "sign" else None
+        return cls(config, codebook, residual, sign)
+
+    def encode(self, rows: PageRows) -> PageRows:
+        """The rows compressed; the store stays as far as the configuration wants it.
+
+        Raises ValueError when the rows keep no originals.
+        """
+        x = stored_vectors(rows)
+        if x is None:
+            raise ValueError("these pages keep no vectors")
+        codes = self.codebook.assign(x)
+        offsets = np.concatenate(([0], np.cumsum(rows.lengths)))
+        unique, bounds = unique_codes(codes, offsets)
+        vectors: dict[str, Array] = {}
+        streams = {"unique": (unique, np.diff(bounds))}
+        if self.config.patches:
+            vectors["codes"] = codes
+            streams["places"] = _places(rows)
+        if self.residual.bytes_per_vector:
+            vectors["residual"], vectors["inv_norm"] = self.residual.encode(x, codes)
+        if self.sign is not None:
+            vectors["bits"], vectors["scale"] = self.sign.encode(x)
+        if self.config.store != "none":  # to try other prunings with (evaluate.py)
+            kept = ("kind", "saliency")
+            vectors.update({n: rows.vectors[n] for n in kept if n in rows.vectors})
+        if self.config.store == "f16":
+            vectors["store"] = x.astype(np.float16)
+        elif self.config.store == "int8":
+            vectors["store"], vectors["store_scale"] = _bytes_of(x)
+        return PageRows(rows.page_ids, rows.lengths, vectors, streams)
+
+    def drift(self, x: Float32[np.ndarray, "m d"]) -> float:
+        """Mean squared distance from the centroids, as a multiple of what it was in training."""
+        return self.codebook.energy_of(x) / max(self.codebook.energy, 1e-6)
+
+    def to_arrays(self) -> dict[str, Array]:
+        """All arrays, by part."""
+        parts = {"": self.codebook.to_arrays(), "residual.": self.residual.to_arrays()}
+        if self.sign is not None:
+            parts["sign."] = self.sign.to_arrays()
+        return {prefix + name: a for prefix, part in parts.items() for name, a in part.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], config: IndexConfig) -> Encoding:
+        """The encoding that `to_arrays` stored."""
+        codebook = Codebook.from_arrays(arrays)
+        residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
+        stored = _part(arrays, "sign.")
+        sign = SignCodec.from_arrays(stored) if stored else None
+        return cls(config, codebook, residual, sign)
+
+
+def _places(rows: PageRows) -> tuple[Array, Int64[np.ndarray, "p"]]:
+    if "places" in rows.streams:
+        return rows.streams["places"]
+    return pack_places(rows.vectors["grid"], rows.lengths)
+
+
+def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def _bytes_of(
+    x: Float32[np.ndarray, "m d"],
+) -> tuple[Array, Float32[np.ndarray, "m"]]:
+    """Signed bytes and a scale per row: |error| <= max |x| / 254."""
+    scale = np.abs(x).max(1, initial=0) / 127
+    safe = np.where(scale > 0, scale, 1)[:, None]
+    return np.rint(x / safe).astype(np.int8), scale.astype(np.float32)

@@ -1,0 +1,133 @@
+"""Where on a page a query fits: heat over words or patches, and the words around the best place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from .pages import Box, PageImage, Word
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Heat = Float[np.ndarray, "t h w"]  # similarity of each query token to each cell, NaN for none
+_SNIPPET = 16  # words
+_OPAQUE = 0.6
+# Dark blue to yellow, the ends and middle of matplotlib's `plasma`.
+_COLOURS = np.array([(13, 8, 135), (156, 23, 158), (237, 121, 83), (240, 249, 33)], np.float32)
+
+
+def overlay(
+    page: PageImage, heat: Heat, *, grid: tuple[int, int] | None = None, token: int | None = None
+) -> Image:
+    """The rendered page under its heat, RGB.
+
+    heat: as `Hit.heatmap` gives it. grid: rows and columns the page is divided into when the
+    encoder fixes that, see `Encoder.grid`: then words are coloured; without, patches. token: one
+    token of the query instead of the sum over all.
+    """
+    from PIL import Image
+
+    picture = page.image
+    if grid is not None:
+        values = word_heat(page.words, heat, grid)
+        values = values.sum(1) if token is None else values[:, token]
+        layer = _words_layer(page.words, _levels(values), picture.size)
+    else:
+        flat = heat.sum(0) if token is None else heat[token]
+        layer = _patches_layer(_levels(flat), picture.size)
+    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+
+
+def word_heat(
+    words: Sequence[Word], heat: Heat, grid: tuple[int, int]
+) -> Float32[np.ndarray, "n t"]:
+    """Similarity of each word to each query token: the best of the cells in its box.
+
+    NaN for words without a vector, such as those that pruning dropped.
+    """
+    tokens = len(heat)
+    best = np.where(np.isnan(heat), -np.inf, heat)
+    out = np.full((len(words), tokens), np.nan, np.float32)
+    for i, word in enumerate(words):
+        down, across = _cells(word.box, grid)
+        inside = best[:, down, across]
+        if inside.size and min(down.start, across.start) >= 0:
+            out[i] = inside.max((1, 2))
+    out[np.isinf(out)] = np.nan
+    return out
+
+
+def _cells(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns in which word-pieces of a word can lie: their middles do."""
+    left, top, right, bottom = box
+    rows, columns = grid
+    row = min(max(int((top + bottom) / 2 * rows), 0), rows - 1)
+    first = min(max(int(left * columns), 0), columns - 1)
+    last = min(max(int(right * columns), 0), columns - 1)
+    return slice(row, row + 1), slice(first, last + 1)
+
+
+def snippet(
+    page: PageImage, heat: Heat | None, grid: tuple[int, int] | None, *, words: int = _SNIPPET
+) -> str:
+    """The run of words in which the query fits best by MaxSim, the first ones without heat."""
+    texts = [w.text for w in page.words]
+    first = 0
+    if heat is not None and grid is not None and texts:
+        values = np.nan_to_num(word_heat(page.words, heat, grid), nan=-1.0)
+        starts = range(max(1, len(texts) - words + 1))
+        fits = [float(values[i : i + words].max(0).sum()) for i in starts]
+        best = int(np.argmax(fits))
+        # Of the runs that fit equally well, the middle one: context on both sides.
+        last = best
+        while last + 1 < len(fits) and fits[last + 1] >= fits[best] - 1e-6:
+            last += 1
+        first = (best + last) // 2
+    run = texts[first : first + words]
+    before, after = "… " * (first > 0), " …" * (first + words < len(texts))
+    return f"{before}{' '.join(run)}{after}"
+
+
+def _levels(values: Float[np.ndarray, "*s"]) -> Float32[np.ndarray, "*s"]:
+    """Heat from 0, the page's median and below, to 1, its best; NaN stays."""
+    seen = values[~np.isnan(values)]
+    if not len(seen):
+        return np.asarray(values, np.float32)
+    low, high = float(np.median(seen)), float(seen.max())
+    return np.clip((values - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
+
+
+def _colours(levels: Float32[np.ndarray, "*s"]) -> Float32[np.ndarray, "*s 4"]:
+    """RGBA in 0..255; cold and NaN are transparent."""
+    level = np.nan_to_num(levels, nan=0.0)
+    stops = np.linspace(0, 1, len(_COLOURS))
+    rgb = [np.interp(level, stops, _COLOURS[:, c]) for c in range(3)]
+    return np.stack([*rgb, 255 * _OPAQUE * level], -1).astype(np.float32)
+
+
+def _words_layer(
+    words: Sequence[Word], levels: Float32[np.ndarray, "n"], size: tuple[int, int]
+) -> Image:
+    from PIL import Image, ImageDraw
+
+    layer = Image.new("RGBA", size)
+    draw = ImageDraw.Draw(layer)
+    width, height = size
+    for word, colour in zip(words, _colours(levels), strict=True):
+        left, top, right, bottom = word.box
+        box = (math.floor(left * width) - 2, math.floor(top * height) - 2,
+               math.ceil(right * width) + 2, math.ceil(bottom * height) + 2)  # fmt: skip
+        draw.rectangle(box, fill=tuple(int(c) for c in colour))
+    return layer
+
+
+def _patches_layer(levels: Float32[np.ndarray, "h w"], size: tuple[int, int]) -> Image:
+    from PIL import Image
+
+    pixels = Image.fromarray(np.rint(_colours(levels)).astype(np.uint8), "RGBA")
+    return pixels.resize(size, Image.Resampling.BILINEAR)

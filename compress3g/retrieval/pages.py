@@ -1,0 +1,192 @@
+"""Pages of documents: a picture when asked for one, and the words of the text layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DocumentError, require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the page
+RESOLUTION = 150.0  # dots per inch of a rendered page
+_SOFT_HYPHEN = 0xFFFE  # what the reader gives for a hyphen that only breaks a line
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of the text layer and where it stands, as shares of width and height from the top."""
+
+    text: str
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageImage:
+    """A page as encoders see it.
+
+    words: of the text layer, in its order. size: width and height in points, of a picture in
+    pixels. digital: False for a picture, which never has words.
+    """
+
+    words: Sequence[Word]
+    size: tuple[float, float]
+    digital: bool
+    where: str
+    _picture: Callable[[], Image] = field(repr=False)
+
+    @property
+    def image(self) -> Image:
+        """The page rendered, RGB; rendered anew each time, so keep it while you need it."""
+        return self._picture()
+
+
+def read_pages(path: Path) -> Iterator[PageImage]:
+    """The pages of a PDF or of a picture of one or more pages, one after another.
+
+    Raises DocumentError for what is encrypted, damaged or unknown.
+    """
+    if path.suffix.lower() == ".pdf":
+        document = _open_pdf(path)
+        return (_pdf_page(document, i, path) for i in range(len(document)))
+    return _pictures(path)
+
+
+def read_page(path: Path, number: int) -> PageImage:
+    """One page; the first is 1. Raises DocumentError as `read_pages`, and for a number too high."""
+    if path.suffix.lower() == ".pdf":
+        document = _open_pdf(path)
+        if 1 <= number <= len(document):
+            return _pdf_page(document, number - 1, path)
+    else:
+        for i, page in enumerate(_pictures(path), 1):
+            if i == number:
+                return page
+    raise DocumentError(f"{path} has no page {number}: it has changed since it was indexed")
+
+
+def page_of_image(image: Image, where: str = "a picture") -> PageImage:
+    """A picture that is already in memory as a page."""
+    picture = image.convert("RGB")
+    return PageImage((), (float(image.width), float(image.height)), False, where, lambda: picture)
+
+
+def page_of_text(text: str, where: str = "a text") -> PageImage:
+    """A text without a page: words one below another in lines of ten, on white paper."""
+    texts = text.split()
+    lines = max(1, -(-len(texts) // _PER_LINE))
+    words = [
+        Word(t, (c / _PER_LINE, r / lines, (c + 1) / _PER_LINE, (r + 1) / lines))
+        for i, t in enumerate(texts)
+        for r, c in [divmod(i, _PER_LINE)]
+    ]
+    return PageImage(words, (595.0, 842.0), True, where, lambda: _typeset(words))
+
+
+_PER_LINE = 10
+
+
+def _typeset(words: Sequence[Word]) -> Image:
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (1240, 1754), "white")
+    draw = ImageDraw.Draw(picture)
+    for word in words:
+        draw.text((word.box[0] * 1240, word.box[1] * 1754), word.text, fill="black", font_size=20)
+    return picture
+
+
+def _pictures(path: Path) -> Iterator[PageImage]:
+    from PIL import Image, ImageOps, ImageSequence
+
+    try:
+        with Image.open(path) as file:
+            for i, frame in enumerate(ImageSequence.Iterator(file), 1):
+                yield page_of_image(ImageOps.exif_transpose(frame), f"{path} page {i}")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DocumentError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
+
+
+def _open_pdf(path: Path) -> Any:
+    pdfium = require("pypdfium2", extra="retrieval", purpose="reading PDF files")
+    try:
+        data = path.read_bytes()  # by bytes, so that any file name will do
+    except OSError as error:
+        raise DocumentError(f"{path}: {error.strerror}") from None
+    try:
+        return pdfium.PdfDocument(data)
+    except pdfium.PdfiumError as error:
+        if "password" in str(error).lower():
+            raise DocumentError(f"{path} is encrypted: save it without a password") from None
+        raise DocumentError(f"{path} is damaged: {error}") from None
+
+
+def _pdf_page(document: Any, index: int, path: Path) -> PageImage:
+    import pypdfium2 as pdfium
+
+    where = f"{path} page {index + 1}"
+    try:
+        page = document[index]
+        width, height = page.get_size()
+        words = _words(page)
+    except pdfium.PdfiumError as error:
+        raise DocumentError(f"{where} is damaged: {error}") from None
+
+    def picture() -> Image:
+        rendered: Image = page.render(scale=RESOLUTION / 72).to_pil().convert("RGB")
+        return rendered
+
+    return PageImage(words, (width, height), True, where, picture)
+
+
+def _words(page: Any) -> list[Word]:
+    """Characters between blanks, with the box around them; rotation and crop are undone."""
+    from pypdfium2 import raw
+
+    text = page.get_textpage()
+    place = _placer(page)
+    words: list[Word] = []
+    letters: list[str] = []
+    boxes: list[Box] = []
+
+    def finish() -> None:
+        if letters and boxes:
+            left, top, right, bottom = zip(*boxes, strict=True)
+            words.append(Word("".join(letters), (min(left), min(top), max(right), max(bottom))))
+        letters.clear()
+        boxes.clear()
+
+    for i in range(text.count_chars()):
+        code = raw.FPDFText_GetUnicode(text.raw, i)
+        letter = chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else "\ufffd"
+        if code == 0 or letter.isspace():
+            finish()
+        elif code != _SOFT_HYPHEN and code >= 0x20:
+            letters.append(letter)
+            boxes.append(place(*text.get_charbox(i)))
+    finish()
+    return words
+
+
+def _placer(page: Any) -> Callable[[float, float, float, float], Box]:
+    """Boxes in the coordinates of the PDF as shares of the page as it is shown."""
+    import ctypes
+
+    from pypdfium2 import raw
+
+    steps = 1 << 16
+    x, y = ctypes.c_int(), ctypes.c_int()
+
+    def point(across: float, up: float) -> tuple[float, float]:
+        raw.FPDF_PageToDevice(page.raw, 0, 0, steps, steps, 0, across, up, x, y)
+        return x.value / steps, y.value / steps
+
+    def place(left: float, bottom: float, right: float, top: float) -> Box:
+        (x0, y0), (x1, y1) = point(left, top), point(right, bottom)
+        return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+    return place

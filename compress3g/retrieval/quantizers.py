@@ -1,0 +1,118 @@
+"""Two ways to put the rest of a vector into bytes: a few bits a dimension, or a few pieces.
+
+A rotation before either, random or learned, brings nothing: of the exact top 10 of Cranfield, two
+bits a dimension find .961 without and .955 with a random one, 16 pieces .928 in both cases and
+.917 with a learned one (OPQ), where the noise is .01.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from ..errors import require
+
+WORDS = 256  # of one piece: a byte
+_LEARNED_FROM = 1 << 14  # rows of the sample, for levels of single numbers
+_LLOYD = 30  # iterations
+
+
+@dataclass(frozen=True, eq=False)
+class Buckets:
+    """`bits` bits a dimension: which of 2^bits ascending levels [2^bits] is nearest."""
+
+    levels: Float32[np.ndarray, "l"]
+
+    @property
+    def bits(self) -> int:
+        """Of a dimension."""
+        return len(self.levels).bit_length() - 1
+
+    def bytes_of(self, dimension: int) -> int:
+        """Bytes of a vector of so many dimensions."""
+        return dimension * self.bits // 8
+
+    def pack(self, r: Float32[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n b"]:
+        """Bytes; dimension d takes bits d * bits and up of the row, counted from the lowest."""
+        number = np.zeros(r.shape, np.uint8)
+        for cut in (self.levels[1:] + self.levels[:-1]) / 2:
+            number += r > cut
+        flat = number.reshape(len(r), -1, 8 // self.bits)
+        return np.asarray(np.bitwise_or.reduce(flat << self._shifts, axis=2), np.uint8)
+
+    def unpack(self, stored: UInt8[np.ndarray, "n b"]) -> Float32[np.ndarray, "n d"]:
+        """The residuals that the bytes stand for."""
+        number = (stored[:, :, None] >> self._shifts) & (len(self.levels) - 1)
+        return np.asarray(self.levels[number.reshape(len(stored), -1)])
+
+    @property
+    def _shifts(self) -> UInt8[np.ndarray, "p"]:
+        return np.arange(0, 8, self.bits, dtype=np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A byte for each of m pieces of consecutive dimensions: the nearest of its 256 words.
+
+    words: [m, 256, D / m].
+    """
+
+    words: Float32[np.ndarray, "m w s"]
+
+    def bytes_of(self, dimension: int) -> int:
+        """Bytes of a vector, whatever its dimension."""
+        return len(self.words)
+
+    @cached_property
+    def _quantizer(self) -> Any:
+        faiss = require("faiss", extra="retrieval", purpose="product quantisation")
+        pieces, _, width = self.words.shape
+        made = faiss.ProductQuantizer(pieces * width, pieces, 8)
+        faiss.copy_array_to_vector(np.ascontiguousarray(self.words).ravel(), made.centroids)
+        return made
+
+    def pack(self, r: Float32[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n m"]:
+        """The nearest word of every piece."""
+        return np.asarray(self._quantizer.compute_codes(np.ascontiguousarray(r)), np.uint8)
+
+    def unpack(self, stored: UInt8[np.ndarray, "n m"]) -> Float32[np.ndarray, "n d"]:
+        """The residuals that the bytes stand for."""
+        return np.asarray(self.words[np.arange(len(self.words)), stored].reshape(len(stored), -1))
+
+    def tables(self, query: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "t m w"]:
+        """Inner products of the pieces of a query with all words of each."""
+        pieces = query.reshape(len(query), len(self.words), -1)
+        return np.asarray(np.einsum("tms,mws->tmw", pieces, self.words, optimize=True), np.float32)
+
+
+def fit_buckets(r: Float32[np.ndarray, "n d"], bits: int) -> Buckets:
+    """The levels that lose least, the same for all dimensions.
+
+    Cut points start at quantiles, levels at the means of buckets (2112.01488); then cuts move to
+    the middle of levels and levels to means again (Lloyd). At two bits that raises the share of
+    Cranfield's exact top 10 from .931 to .961.
+    """
+    numbers = np.sort(r[:: max(1, len(r) // _LEARNED_FROM)].ravel())
+    sums = np.concatenate(([0], np.cumsum(numbers, dtype=np.float64)))
+    cuts = np.quantile(numbers, np.arange(1, 1 << bits) / (1 << bits))
+    for _ in range(_LLOYD):
+        edge = np.concatenate(([0], np.searchsorted(numbers, cuts), [len(numbers)]))
+        count = np.diff(edge)
+        # A bucket of nothing, where numbers are alike, has its level on its cut.
+        level = np.where(count > 0, np.diff(sums[edge]) / np.maximum(count, 1), [*cuts, cuts[-1]])
+        cuts = (level[1:] + level[:-1]) / 2
+    return Buckets(np.sort(level).astype(np.float32))
+
+
+def fit_pieces(r: Float32[np.ndarray, "n d"], pieces: int, seed: int) -> Pieces:
+    """Words by k-means in every piece."""
+    faiss = require("faiss", extra="retrieval", purpose="product quantisation")
+    made = faiss.ProductQuantizer(r.shape[1], pieces, 8)
+    made.cp.seed, made.cp.min_points_per_centroid = seed, 1
+    # k-means wants as many rows as words: rows that are repeated are words more than once.
+    made.train(np.ascontiguousarray(np.resize(r, (max(len(r), WORDS), r.shape[1]))))
+    return Pieces(faiss.vector_to_array(made.centroids).reshape(pieces, WORDS, -1).copy())

@@ -1,0 +1,129 @@
+"""Scores of a few pages from what a segment keeps of their vectors.
+
+A scorer is a function (segment, rows of pages) -> score of each page, made for one query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from ..kernels import hamming, residual_scan
+from .binary import SignCodec
+from .encoding import Encoding
+from .quantizers import Buckets, Pieces
+from .residual import QuantizedResidual
+from .segment import PageRows, Segment
+
+_PAGES = 256  # gathered at a time
+Scorer = Callable[[Segment, Int64[np.ndarray, "n"]], Float32[np.ndarray, "n"]]
+
+
+def centroid_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Scorer:
+    """MaxSim over the centroids in float: the table of stage 1 without its rounding to 8 bits."""
+    similarity = np.ascontiguousarray((query @ encoding.codebook.centroids.T).T)
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
+        out = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _PAGES):
+            block = rows[start : start + _PAGES]
+            codes = np.concatenate([unique[bounds[r] : bounds[r + 1]] for r in block])
+            lengths = bounds[block + 1] - bounds[block]
+            first = np.cumsum(lengths) - lengths
+            out[start : start + _PAGES] = np.maximum.reduceat(similarity[codes], first).sum(1)
+        return out
+
+    return score
+
+
+def decoded_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Scorer:
+    """MaxSim over decoded vectors, one page at a time: the formula, for codecs without a kernel."""
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        pages = [
+            (query @ decoded(encoding, segment.take(int(r), int(r) + 1)).T).max(1).sum()
+            for r in rows
+        ]
+        return np.asarray(pages, np.float32)
+
+    return score
+
+
+def stored_scorer(query: Float32[np.ndarray, "t d"]) -> Scorer:
+    """MaxSim over the stored originals."""
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        arrays = segment.arrays
+        return residual_scan.score_float(
+            query, arrays["store"], segment.offsets, rows, scale=arrays.get("store_scale")
+        ).numpy()
+
+    return score
+
+
+def coded_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Scorer:
+    """The best score the compressed form allows: residual, else sign bits, else centroids."""
+    residual = encoding.residual
+    if isinstance(residual, QuantizedResidual):
+        similarity = np.ascontiguousarray(query @ encoding.codebook.centroids.T)
+        if isinstance(residual.quantizer, Pieces):
+            return _pieces_scorer(similarity, residual.quantizer.tables(query))
+        return _buckets_scorer(similarity, residual.quantizer, query)
+    if residual.bytes_per_vector:
+        return decoded_scorer(encoding, query)
+    if encoding.sign is not None:
+        return _signs_scorer(encoding.sign, query)
+    return centroid_scorer(encoding, query)
+
+
+def _pieces_scorer(
+    similarity: Float32[np.ndarray, "t k"], tables: Float32[np.ndarray, "t m w"]
+) -> Scorer:
+    words = np.ascontiguousarray(tables, np.float32)
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        arrays = segment.arrays
+        return residual_scan.score_pq(
+            similarity, words, arrays["codes"], arrays["residual"], arrays["inv_norm"],
+            segment.offsets, rows,
+        ).numpy()  # fmt: skip
+
+    return score
+
+
+def _buckets_scorer(
+    similarity: Float32[np.ndarray, "t k"], buckets: Buckets, query: Float32[np.ndarray, "t d"]
+) -> Scorer:
+    """Residuals of a few bits a dimension."""
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        arrays = segment.arrays
+        return residual_scan.score_buckets(
+            query, similarity, arrays["codes"], arrays["residual"], buckets.levels,
+            arrays["inv_norm"], segment.offsets, rows, bits=buckets.bits,
+        ).numpy()  # fmt: skip
+
+    return score
+
+
+def _signs_scorer(sign: SignCodec, query: Float32[np.ndarray, "t d"]) -> Scorer:
+    turned = np.zeros((len(query), 64 * sign.words), np.float32)
+    turned[:, : query.shape[1]] = sign.encode_query(query)[1]
+
+    def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+        arrays = segment.arrays
+        return hamming.score(turned, arrays["bits"], arrays["scale"], segment.offsets, rows).numpy()
+
+    return score
+
+
+def decoded(encoding: Encoding, rows: PageRows) -> Float32[np.ndarray, "m d"]:
+    """The vectors of pages from their codes and residuals."""
+    codes = rows.vectors["codes"]
+    if encoding.residual.bytes_per_vector:
+        kept = rows.vectors["residual"], rows.vectors["inv_norm"]
+        return encoding.residual.decode(codes, *kept)
+    return encoding.codebook.centroids[codes]

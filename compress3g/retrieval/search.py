@@ -1,0 +1,240 @@
+"""Search in stages: a scan over codes of all pages, then ever better scores of ever fewer pages.
+
+    stage 1   sum_t max_j table[code_j, t], 8-bit, all living pages that pass the filter   -> n1
+    stage 2   MaxSim of residual or sign codecs, or of the centroids in float              -> n2
+    stage 3   MaxSim of the stored originals, where the index keeps them                   -> k
+
+Ties go to the lower page number at every stage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64, Shaped
+
+from ..errors import ConfigError, DocumentError
+from ..kernels import code_scan
+from .encoding import originals
+from .places import unpack_places
+from .prune import keep_query_tokens
+from .rescore import Scorer, coded_scorer, decoded, stored_scorer
+from .search_config import SearchConfig
+from .vectors import check_vectors
+from .view import View
+
+_BATCH = 16  # queries that share a pass over the codes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """Pages best first, with scores. scanned: pages of stage 1. seconds: wall time per stage."""
+
+    page_ids: Int64[np.ndarray, "k"]
+    scores: Float32[np.ndarray, "k"]
+    scanned: int
+    seconds: dict[str, float]
+
+
+def top(
+    scores: Shaped[np.ndarray, "n"], ids: Int64[np.ndarray, "n"], n: int
+) -> Int64[np.ndarray, "k"]:
+    """Positions of the n highest scores, best first, ties by lower id.
+
+    >>> top(np.array([1, 3, 3, 2]), np.array([0, 9, 5, 7]), 2)
+    array([2, 1])
+    """
+    if n < len(scores):
+        cut = np.partition(scores, len(scores) - n)[len(scores) - n]
+        above, equal = np.flatnonzero(scores > cut), np.flatnonzero(scores == cut)
+        room = n - len(above)
+        if room < len(equal):
+            equal = equal[np.argpartition(ids[equal], room - 1)[:room]]
+        chosen = np.concatenate((above, equal))
+    else:
+        chosen = np.arange(len(scores))
+    return chosen[np.lexsort((ids[chosen], -scores[chosen]))]
+
+
+def search(
+    view: View,
+    queries: Sequence[Float[np.ndarray, "t d"]],
+    config: SearchConfig,
+    *,
+    allowed: Int64[np.ndarray, "n"] | None = None,
+) -> list[Ranking]:
+    """The best `config.k` pages of each query; all of them when there are fewer.
+
+    queries: unit vectors. allowed: page numbers that pass the filter, None for all. Raises
+    DocumentError for an empty index or query, VectorError for vectors that cannot be used,
+    ConfigError for exact search in an index that keeps no originals.
+    """
+    encoding = view.encoding
+    if encoding is None or len(view) == 0:
+        raise DocumentError("the index is empty: add documents with `compress3g index add`")
+    checked = [
+        _check_query(q, f"query {i}", encoding.codebook.dimension) for i, q in enumerate(queries)
+    ]
+    positions = _positions(view, allowed)
+    rankings = []
+    for start in range(0, len(checked), _BATCH):
+        batch = checked[start : start + _BATCH]
+        if config.query_keep < 1:
+            batch = [_rare_tokens(view, q, config.query_keep) for q in batch]
+        if config.exact:
+            rankings += [_exact(view, q, config, positions) for q in batch]
+        else:
+            rankings += _staged(view, batch, config, positions)
+    return rankings
+
+
+def _check_query(
+    query: Float[np.ndarray, "t d"], name: str, dimension: int
+) -> Float32[np.ndarray, "t d"]:
+    query = np.ascontiguousarray(query, np.float32)
+    if query.ndim == 2 and len(query) == 0:
+        raise DocumentError(f"{name} is empty: give at least one word")
+    check_vectors(query, name, dimension=dimension, unit=False)
+    return query
+
+
+def _positions(view: View, allowed: Int64[np.ndarray, "n"] | None) -> Int64[np.ndarray, "n"] | None:
+    """Positions to score; None for all."""
+    if allowed is not None:
+        return view.positions_of(allowed)
+    return None if view.live is None else np.flatnonzero(view.live)
+
+
+def _staged(
+    view: View,
+    queries: Sequence[Float32[np.ndarray, "t d"]],
+    config: SearchConfig,
+    positions: Int64[np.ndarray, "n"] | None,
+) -> list[Ranking]:
+    assert view.encoding is not None
+    clock = time.perf_counter()
+    tables = [code_scan.quantise_table(q @ view.encoding.codebook.centroids.T) for q in queries]
+    totals = _scan(view, tables, positions)
+    chosen = np.arange(len(view.page_ids)) if positions is None else positions
+    shared = (time.perf_counter() - clock) / len(queries)
+    rankings = []
+    for query, total in zip(queries, totals, strict=True):
+        seconds = {"scan": shared}
+        n1, n2 = config.depths
+        ids = view.page_ids if positions is None else view.page_ids[positions]
+        found = chosen[top(total, ids, n1)]
+        for stage, scorer, depth in _later_stages(view, query, n2):
+            clock = time.perf_counter()
+            scores = _rescore(view, scorer, found)
+            order = top(scores, view.page_ids[found], min(depth, len(found)))
+            found, scores = found[order], scores[order]
+            seconds[stage] = time.perf_counter() - clock
+        best = slice(0, config.k)
+        rankings.append(Ranking(view.page_ids[found[best]], scores[best], len(total), seconds))
+    return rankings
+
+
+def _scan(
+    view: View, tables: Sequence[code_scan.ScanTable], positions: Int64[np.ndarray, "n"] | None
+) -> list[Int64[np.ndarray, "n"]]:
+    """Stage 1: integer scores of all positions, or of the given ones in their order."""
+    parts = []
+    if positions is None:
+        for segment in view.segments:
+            unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
+            parts.append(_scan_segment(tables, unique, bounds, None))
+    else:
+        for segment, rows, _ in view.split(positions):
+            unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
+            parts.append(_scan_segment(tables, unique, bounds, rows))
+    if not parts:
+        return [np.zeros(0, np.int32) for _ in tables]
+    return list(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
+
+
+def _scan_segment(
+    tables: Sequence[code_scan.ScanTable],
+    unique: Shaped[np.ndarray, "u"],
+    bounds: Int64[np.ndarray, "p+1"],
+    rows: Int64[np.ndarray, "n"] | None,
+) -> Shaped[np.ndarray, "b n"]:
+    if len(tables) == 1:
+        return code_scan.scan(tables[0], unique, bounds, rows).numpy()[None]
+    scores: Shaped[np.ndarray, "b n"] = code_scan.scan_batch(tables, unique, bounds, rows).numpy()
+    return scores
+
+
+def _later_stages(
+    view: View, query: Float32[np.ndarray, "t d"], n2: int
+) -> list[tuple[str, Scorer, int]]:
+    assert view.encoding is not None
+    scorer = coded_scorer(view.encoding, query)
+    if view.encoding.config.store == "none":
+        return [("rescore", scorer, n2)]
+    return [("rescore", scorer, n2), ("exact", stored_scorer(query), n2)]
+
+
+def _rescore(
+    view: View, scorer: Scorer, positions: Int64[np.ndarray, "n"]
+) -> Float32[np.ndarray, "n"]:
+    scores = np.empty(len(positions), np.float32)
+    for segment, rows, which in view.split(positions):
+        scores[which] = scorer(segment, rows)
+    return scores
+
+
+def _exact(
+    view: View,
+    query: Float32[np.ndarray, "t d"],
+    config: SearchConfig,
+    positions: Int64[np.ndarray, "n"] | None,
+) -> Ranking:
+    assert view.encoding is not None
+    if view.encoding.config.store == "none":
+        raise ConfigError("the index keeps no vectors to score exactly: build it with --store f16")
+    clock = time.perf_counter()
+    chosen = np.arange(len(view.page_ids)) if positions is None else positions
+    scores = _rescore(view, stored_scorer(query), chosen)
+    order = top(scores, view.page_ids[chosen], config.k)
+    seconds = {"exact": time.perf_counter() - clock}
+    return Ranking(view.page_ids[chosen[order]], scores[order], len(chosen), seconds)
+
+
+def _rare_tokens(
+    view: View, query: Float32[np.ndarray, "t d"], keep: float
+) -> Float32[np.ndarray, "t d"]:
+    """The query without the tokens whose centroid is on most pages."""
+    assert view.encoding is not None
+    codes = view.encoding.codebook.assign(query)
+    kept: Float32[np.ndarray, "s d"] = query[
+        keep_query_tokens(codes, view.inverse_page_frequency, keep)
+    ]
+    return kept
+
+
+def similarities(
+    view: View, query: Float[np.ndarray, "t d"], page_id: int
+) -> tuple[Float32[np.ndarray, "t m"], Int64[np.ndarray, "m 2"]]:
+    """Similarity of each query token to each vector of a page, and the vectors' rows and columns.
+
+    From the best vectors the index keeps; no model and no source needed. Raises DocumentError for
+    a page that is not there, ConfigError for an index that keeps no patches.
+    """
+    positions = view.positions_of(np.asarray([page_id]))
+    if not len(positions) or view.encoding is None:
+        raise DocumentError(f"no page {page_id} in the index: it may have been removed")
+    segment, rows, _ = next(view.split(positions))
+    piece = segment.take(int(rows[0]), int(rows[0]) + 1)
+    if "places" not in piece.streams:
+        raise ConfigError("the index keeps no patches: build it with --patches for heat maps")
+    grid = unpack_places(piece.streams["places"][0])
+    store = piece.vectors.get("store")
+    if store is not None:
+        vectors = originals(store, piece.vectors.get("store_scale"))
+    else:
+        vectors = decoded(view.encoding, piece)
+    checked = _check_query(query, "query", vectors.shape[1])
+    return np.asarray(checked @ vectors.T), np.asarray(grid, np.int64)
