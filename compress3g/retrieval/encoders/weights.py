@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn, uint8
 
+from ..._compat.torchvision_cpu import declare_operators
 from ...errors import ConfigError, require
 
 
 def transformers_module() -> Any:
     """The transformers package. Raises MissingExtra."""
+    declare_operators()
     return require("transformers", extra="retrieval", purpose="encoders")
 
 

@@ -1,0 +1,1 @@
+"""Remedies for what other packages break."""
