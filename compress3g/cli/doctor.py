@@ -15,7 +15,7 @@ _EXTRAS = {
     "transformers": "diffusion",
     "hnswlib": "retrieval",
     "faiss-cpu": "retrieval",
-    "colpali-engine": "retrieval",
+    "colpali-engine": "colpali",
     "mamba-ssm": "mamba",
     "peft": "peft",
     "triton": "gpu",

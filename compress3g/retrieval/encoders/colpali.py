@@ -221,7 +221,7 @@ def load_vision_encoder(
     if family not in FAMILIES:
         raise ConfigError(f"no family {family!r} of encoders: {', '.join(FAMILIES)}")
     declare_operators()
-    models = require("colpali_engine.models", extra="retrieval", purpose=f"encoder {family}")
+    models = require("colpali_engine.models", extra="colpali", purpose=f"encoder {family}")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = torch.bfloat16 if where.startswith("cuda") else torch.float32
     folder = os.path.abspath(model) if os.path.isdir(model) else model
