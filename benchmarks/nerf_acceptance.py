@@ -14,10 +14,7 @@ after every run, beside a plain grid of equal table size and steps:
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from _report import goal, parser, report
 
 from compress3g.kernels.ray_march import march
 from compress3g.nerf.cameras import Cameras
@@ -164,38 +162,27 @@ def measure(solid: Solid, config: TrainConfig) -> dict[str, float]:
     return row
 
 
-def goal(
-    name: str, value: float, limit: float, unit: str, *, least: bool = False
-) -> dict[str, Any]:
-    met = value >= limit if least else value <= limit
-    sign = ">=" if least else "<="
-    print(f"{'met   ' if met else 'MISSED'} {name}: {value:.4g} {sign} {limit:.4g} {unit}")
-    return {"name": name, "value": value, "goal": limit, "unit": unit, "met": met}
-
-
 def judge(name: str, pruner: str, row: dict[str, float], plain: dict[str, float]) -> list[Any]:
     where = f"{name}, {pruner}: "
+    ratio = row["samples_per_pixel"] / plain["samples_per_pixel"]
+    inside = row["interior_over_surface"]
     goals = [
-        goal(where + "cells outside the hull closed", row["closed_outside_hull"], 0.9, "share",
-             least=True),
-        goal(where + "density inside over surface", row["interior_over_surface"], 0.01, "ratio"),
-        goal(where + "samples per pixel over plain's",
-             row["samples_per_pixel"] / plain["samples_per_pixel"], 1.0, "ratio"),
-    ]  # fmt: skip
+        goal(where + "cells outside the hull closed", row["closed_outside_hull"], 0.9),
+        goal(where + "density inside over surface", inside, 0.01, at_least=False),
+        goal(where + "samples per pixel over plain's", ratio, 1.0, at_least=False),
+    ]
     if pruner in BUDGET:
-        goals.append(goal(where + "S(G) over C", row["S"] / BUDGET[pruner], 1.05, "ratio"))
+        goals.append(goal(where + "S(G) over C", row["S"] / BUDGET[pruner], 1.05, at_least=False))
     return goals
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="The ball, two pruners, 300 steps.")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=list(PRUNERS))
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--pruners", nargs="+", choices=PRUNERS, default=list(PRUNERS))
+    options_of.add_argument("--steps", type=int, default=1000)
+    options_of.add_argument("--seed", type=int, default=0)
+    options_of.add_argument("--threads", type=int, default=2)
+    options = options_of.parse_args()
     torch.set_num_threads(options.threads)
     if options.quick:
         options.pruners = [name for name in options.pruners if name in ("rewind", "projected")]
@@ -215,21 +202,15 @@ def main() -> None:
             print(f"{name:8}{pruner:10}{text}", flush=True)
         for pruner in options.pruners:
             goals += judge(name, pruner, rows[name][pruner], rows[name]["plain"])
-    figures = {
-        "name": "nerf_acceptance",
-        "command": " ".join(["python", "benchmarks/nerf_acceptance.py", *sys.argv[1:]]),
-        "machine": {"processor": platform.machine(), "torch": torch.__version__.split("+")[0]},
-        "seeds": [options.seed],
-        "seconds": time.monotonic() - began,
-        "config": shared,
-        "rows": rows,
-        "goals": goals,
-    }
-    if not options.quick:
-        results = ROOT / "benchmarks" / "results"
-        (results / "nerf_acceptance.json").write_text(json.dumps(figures, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(figures))
+    report(
+        "nerf_acceptance",
+        options,
+        seeds=[options.seed],
+        goals=goals,
+        rows=rows,
+        seconds=time.monotonic() - began,
+        config=shared,
+    )
 
 
 if __name__ == "__main__":

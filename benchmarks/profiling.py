@@ -10,7 +10,6 @@ sequential peer measures A for half the time, then B, and bootstraps both median
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import io
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _report import goal, save
+from _report import goal, parser, report
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -323,10 +322,7 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parser(__doc__).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     table = flops()
@@ -358,13 +354,21 @@ def main() -> None:
         goal("false winners per 100 runs", main_row["false"] / share, 7, at_least=False),
         goal("a 5 % difference found per 100 runs", main_row["found"] / share, 90),
     ]
-    figures = {
-        "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        "seeds": list(range(runs)), "peers": versions(), "flops": table,
+    rows = {
+        "flops": table,
         "decisions": [main_row, *long_rows],
-        "one_after_the_other": one_by_one, "busy": busy, "tracker": overhead, "goals": goals,
-    }  # fmt: skip
-    save("profiling", figures, as_json=options.json, keep=not options.quick)
+        "one_after_the_other": one_by_one,
+        "tracker": overhead,
+    }
+    report(
+        "profiling",
+        options,
+        seeds=range(runs),
+        goals=goals,
+        rows=rows,
+        peers=versions(),
+        busy=busy,
+    )
 
 
 if __name__ == "__main__":
