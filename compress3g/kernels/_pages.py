@@ -72,7 +72,7 @@ class Pages:
     `codes` holds one row number below `rows` per vector, or None.
     """
 
-    offsets: Int[Tensor, "p+1"]
+    offsets: Int[Tensor, "ends"]
     selected: Int[Tensor, "n"] | None
     codes: Int[Tensor, "v"] | None
     vectors: int

@@ -15,8 +15,8 @@ _BLOCK = 1 << 22  # codes sorted at a time
 
 
 def unique_codes(
-    codes: Integer[np.ndarray, "n"], offsets: Int64[np.ndarray, "p+1"]
-) -> tuple[Integer[np.ndarray, "u"], Int64[np.ndarray, "p+1"]]:
+    codes: Integer[np.ndarray, "n"], offsets: Int64[np.ndarray, "ends"]
+) -> tuple[Integer[np.ndarray, "u"], Int64[np.ndarray, "ends"]]:
     """Ascending codes of every page without repetition, in the type they came in, and offsets.
 
     Page i holds codes[offsets[i]:offsets[i + 1]] and may be empty. Raises VectorError where the

@@ -158,7 +158,7 @@ def _scan(
 def _scan_segment(
     tables: Sequence[code_scan.ScanTable],
     unique: Shaped[np.ndarray, "u"],
-    bounds: Int64[np.ndarray, "p+1"],
+    bounds: Int64[np.ndarray, "ends"],
     rows: Int64[np.ndarray, "n"] | None,
 ) -> Shaped[np.ndarray, "b n"]:
     if len(tables) == 1:

@@ -33,7 +33,7 @@ class View:
 
     snapshot: Snapshot
     segments: tuple[Segment, ...]
-    starts: Int64[np.ndarray, "s+1"]
+    starts: Int64[np.ndarray, "ends"]
     page_ids: Int64[np.ndarray, "p"]
     live: Bool[np.ndarray, "p"] | None
     encoding: Encoding | None

@@ -97,7 +97,7 @@ def mean_attention(
 
 def _allowed(
     mask: Tensor | None, causal: bool, block: slice, logits: Float[Tensor, "b h r n"]
-) -> Bool[Tensor, "b h r n"]:
+) -> Bool[Tensor, "#b #h r n"]:
     """Which columns each row of the block may attend to."""
     if mask is None:
         allowed = torch.ones_like(logits[:1, :1], dtype=torch.bool)
