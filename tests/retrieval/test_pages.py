@@ -78,3 +78,14 @@ def test_a_text_becomes_words_that_do_not_overlap():
     boxes = [w.box for w in page.words]
     assert len(set(boxes)) == len(page.words) == 25
     assert page.image.mode == "RGB"
+
+
+def test_an_encrypted_file_is_named(tmp_path):
+    path = write_pdf(tmp_path / "a.pdf", TOPICS)
+    key = b"<%s>" % (b"11" * 32)
+    lock = b"/Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O %s /U %s >> /ID [<00> <00>]" % (
+        key, key,
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes().replace(b"/Root 1 0 R", b"/Root 1 0 R " + lock))
+    with pytest.raises(DocumentError, match=r"a\.pdf is encrypted"):
+        list(read_pages(path))

@@ -160,3 +160,22 @@ def test_build_and_search_by_command_show_page_score_snippet_and_picture(tmp_pat
     shown = command(tmp_path, "search", "idx", query, "--k", "1")
     assert "some.pdf page 2" in shown.stdout
     assert " ".join(TOPICS[1]) in shown.stdout
+
+
+def test_pictures_are_skipped_with_a_reason_and_pruning_goes_by_saliency(tmp_path, bert, capsys):
+    from PIL import Image
+
+    from compress3g.cli.main import main
+
+    write_pdf(tmp_path / "some.pdf", TOPICS)
+    Image.new("L", (9, 9)).save(tmp_path / "scan.png")
+    build = ["index", "build", str(tmp_path), "-o", str(tmp_path / "idx"), "--k", "16"]
+    assert main([*build, "--encoder", f"text:{bert}", "--keep", "0.5", "--json"]) == 3
+    out, err = capsys.readouterr()
+    done = json.loads(out.splitlines()[-1])
+    assert (done["added"], done["skipped"], done["pages"]) == (1, 1, 4)
+    assert 80 < done["vectors"] < 120  # half of 195
+    assert "scan.png" in out + err
+    assert main(["index", "search", str(tmp_path / "idx"), "river", "--k", "1", "--json"]) == 0
+    (hit,) = json.loads(capsys.readouterr()[0])["hits"]
+    assert hit["snippet"]
