@@ -138,9 +138,9 @@ def command(folder, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_build_and_search_by_command_show_page_score_snippet_and_picture(tmp_path, bert):
+def test_build_and_search_by_command_show_page_score_snippet_and_picture(tmp_path):
     write_pdf(tmp_path / "some.pdf", [*TOPICS, []])
-    name = "text" if REAL else f"text:{bert}"
+    name = "text" if REAL else f"text:{write_tiny_bert(tmp_path / 'bert', positions=128)}"
     done = command(tmp_path, "build", "some.pdf", "-o", "idx", "--encoder", name, "--k", "32")
     assert done.returncode == 0, done.stderr
     assert "some.pdf page 5 has no text" in done.stderr
