@@ -267,7 +267,7 @@ def decisions(rows: int, seconds: float, runs: int, clock: Any) -> dict[str, Any
         same = compare(f, f, seconds=seconds, seed=seed, clock=clock)
         false += same.winner is not None
         widths.append(same.high - same.low)
-        ms.append(same.a_ms)
+        ms.append(same.a.p50)
         found += compare(f, more, seconds=seconds, seed=seed, clock=clock).winner == "a"
     row = {
         "ms": float(np.median(ms)), "clock": clock, "seconds": seconds, "runs": runs,
@@ -299,12 +299,12 @@ def tracker(seconds: float) -> list[dict[str, Any]]:
         ratio = compare(step, tracked, seconds=seconds)
         rows.append(
             {
-                "activation": batch * width * 4, "step_ms": ratio.a_ms, "ratio": ratio.median,
+                "activation": batch * width * 4, "step_ms": ratio.a.p50, "ratio": ratio.median,
                 "low": ratio.low, "high": ratio.high,
             }
         )  # fmt: skip
         print(
-            f"activations of {batch * width * 4 / 2**20:6.3f} MiB, step {ratio.a_ms:8.3f} ms: "
+            f"activations of {batch * width * 4 / 2**20:6.3f} MiB, step {ratio.a.p50:8.3f} ms: "
             f"tracked takes {ratio.median:.2f} times as long ({ratio.low:.2f} to {ratio.high:.2f})",
             flush=True,
         )

@@ -157,33 +157,34 @@ def profile(
     or prepares one and returns (model, run).
     """
     from ..engine import run as engine
-    from ..profile import Report, compare
+    from ..profile import Report, profile_both
     from ..profile import profile as measure
 
     if not 0 < seconds < 3600:
         raise ConfigError(f"--seconds {seconds:g} is out of range: use 0.1 to 3600")
     _check_writable([path for path in (json_file, html_file, trace) if path is not None])
     targets = [target] if against is None else [target, against]
-    profiles, runs = [], []
+    models, runs, names = [], [], []
     for which in targets:
         engine.seed(seed)
         model, run, name = load(which)
         label = which if len({t.rpartition(":")[2] for t in targets}) < len(targets) else name
-        first = trace if which is target else None
+        models.append(model)
         runs.append(run)
-        profiles.append(
-            measure(
-                run, model=model, latency=not no_latency, trace=first, seconds=seconds, name=label
-            )
-        )
-    comparison = None
+        names.append(label)
     if against is not None and not no_latency:
-        device = profiles[0].device
-        comparison = compare(runs[0], runs[1], seconds=2 * seconds, device=device, seed=seed)
-    report = Report(
-        profile=profiles[0],
-        against=profiles[1] if against is not None else None,
-        comparison=comparison,
-    )
+        report = profile_both(
+            runs[0], runs[1], models=(models[0], models[1]), names=(names[0], names[1]),
+            trace=trace, seconds=seconds, seed=seed,
+        )  # fmt: skip
+    else:
+        profiles = [
+            measure(
+                run, model=model, latency=not no_latency, seconds=seconds, name=name,
+                trace=trace if run is runs[0] else None,
+            )
+            for run, model, name in zip(runs, models, names, strict=True)
+        ]  # fmt: skip
+        report = Report(profile=profiles[0], against=profiles[1] if against else None)
     _keep(report, json_file, html_file)
     click.echo(report.to_markdown(), nl=False)

@@ -2,7 +2,7 @@
 
 from .clock import Latency, Ratio, compare, measure_latency
 from .count import Flops, Size, count_flops, size_of
-from .measure import profile
+from .measure import profile, profile_both
 from .memory import Memory, measure_memory
 from .power import Energy, measure_energy
 from .report import Profile, Report
@@ -29,6 +29,7 @@ __all__ = [
     "measure_memory",
     "peaks_of",
     "profile",
+    "profile_both",
     "record_trace",
     "size_of",
 ]

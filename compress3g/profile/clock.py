@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..errors import ConfigError
@@ -72,10 +73,8 @@ class Ratio:
     low: float  # 95 % interval of the median
     high: float
     ratios: tuple[float, ...]  # one per pair, in order; two pairs make a quad
-    calls: int  # per sample
-    a_ms: float  # median
-    b_ms: float
-    clock: str
+    a: Latency  # samples of both, taken in turn
+    b: Latency
 
     @property
     def winner(self) -> Literal["a", "b"] | None:
@@ -185,15 +184,13 @@ def measure_latency(
     """
     _check(seconds)
     timer = _clock(device, clock)
-    warmup, steady, single = _warm_up(timer, fn, seconds)
-    calls = _calls(timer, single)
+    warm = _warm_up(timer, fn, seconds)
+    calls = _calls(timer, warm[2])
     samples: list[float] = []
     until = time.perf_counter() + seconds
     while len(samples) < _WINDOW or (time.perf_counter() < until and len(samples) < _MOST):
-        samples.append(timer(fn, calls) / calls * 1e3)
-    return Latency(
-        samples=tuple(samples), calls=calls, warmup=warmup, steady=steady, clock=timer.name
-    )
+        samples.append(timer(fn, calls))
+    return _latency(np.array(samples), calls, warm, timer)
 
 
 def compare(
@@ -220,8 +217,8 @@ def compare(
     """
     _check(seconds)
     timer, generator = _clock(device, clock), np.random.default_rng(seed)
-    singles = [_warm_up(timer, fn, seconds / 2)[2] for fn in (a, b)]
-    calls = _calls(timer, min(singles))
+    warm = [_warm_up(timer, fn, seconds / 2) for fn in (a, b)]
+    calls = _calls(timer, min(single for _, _, single in warm))
     times: tuple[list[float], list[float]] = ([], [])
     until = time.perf_counter() + seconds
     while len(times[0]) < 2 * _FEWEST_QUADS or (
@@ -238,8 +235,19 @@ def compare(
         low=exp(low),
         high=exp(high),
         ratios=tuple(np.exp(logs).tolist()),
+        a=_latency(fast, calls, warm[0], timer),
+        b=_latency(slow, calls, warm[1], timer),
+    )
+
+
+def _latency(
+    seconds: npt.NDArray[np.float64], calls: int, warm: tuple[int, bool, float], clock: _Clock
+) -> Latency:
+    """Samples of `calls` calls each, in seconds, after that warm-up."""
+    return Latency(
+        samples=tuple((seconds / calls * 1e3).tolist()),
         calls=calls,
-        a_ms=float(np.median(fast)) / calls * 1e3,
-        b_ms=float(np.median(slow)) / calls * 1e3,
-        clock=timer.name,
+        warmup=warm[0],
+        steady=warm[1],
+        clock=clock.name,
     )

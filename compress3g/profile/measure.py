@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from .clock import measure_latency
+from .clock import Latency, compare, measure_latency
 from .count import count_flops, size_of
 from .environment import environment
 from .memory import measure_memory
 from .power import counter_for, measure_energy
-from .report import Profile
+from .report import Profile, Report
 from .roofline import Roofline, peaks_of
 from .trace import record_trace
 
@@ -49,20 +50,11 @@ def profile(
     device = counted.device
     size = size_of(model) if model is not None else None
     used = measure_memory(fn, model=model) if memory else None
-    took = measure_latency(fn, seconds=seconds, device=device) if latency else None
-    roofline = None
-    if used is not None and took is not None and flops:
-        roofline = Roofline(
-            flops=counted.total,
-            traffic=used.traffic,
-            peaks=peaks_of(device),
-            achieved_ms=took.p50,
-        )
     counter = counter_for(device) if energy else None
     wanted = energy is True or (energy and not isinstance(counter, str))
     spent = measure_energy(fn, device=device, seconds=seconds, counter=counter) if wanted else None
     recorded = record_trace(fn, trace, device=device) if trace is not None else None
-    return Profile(
+    found = Profile(
         name=name or str(getattr(fn, "__qualname__", type(fn).__name__)),
         device=device,
         params=size.params if size else 0,
@@ -70,14 +62,50 @@ def profile(
         flops=counted.total if flops else None,
         flops_by_op=counted.by_op if flops else {},
         uncounted_ops=counted.uncounted if flops else {},
-        latency=took,
+        latency=None,
         peak_bytes=used.peak if used else None,
         saved_bytes=used.saved if used else None,
         energy_j=spent.joules if spent else None,
-        roofline=roofline,
+        roofline=None,
         env=environment(device),
         size=size,
         memory=used,
         energy=spent,
         trace=recorded,
     )
+    return _timed(found, measure_latency(fn, seconds=seconds, device=device)) if latency else found
+
+
+def profile_both(
+    a: Callable[[], Any],
+    b: Callable[[], Any],
+    *,
+    models: tuple[nn.Module | None, nn.Module | None] = (None, None),
+    names: tuple[str, str] | None = None,
+    trace: Path | None = None,
+    seconds: float = 2.0,
+    seed: int = 0,
+) -> Report:
+    """What both cost and which is faster; their latencies are the samples of the comparison.
+
+    Latencies measured one after the other would show how the machine's load changed in between.
+    trace: of `a`. seconds: of samples, each.
+    """
+    named = names or (None, None)
+    first = profile(a, model=models[0], latency=False, trace=trace, seconds=seconds, name=named[0])
+    second = profile(b, model=models[1], latency=False, seconds=seconds, name=named[1])
+    ratio = compare(a, b, seconds=2 * seconds, device=first.device, seed=seed)
+    return Report(profile=_timed(first, ratio.a), against=_timed(second, ratio.b), comparison=ratio)
+
+
+def _timed(p: Profile, took: Latency) -> Profile:
+    """The profile with that latency, and its roofline where operations and memory are known."""
+    roofline = None
+    if p.memory is not None and p.flops is not None:
+        roofline = Roofline(
+            flops=p.flops,
+            traffic=p.memory.traffic,
+            peaks=peaks_of(p.device, reached=p.flops / took.p50 * 1e3),
+            achieved_ms=took.p50,
+        )
+    return replace(p, latency=took, roofline=roofline)

@@ -79,13 +79,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the version of their schema."""
-        ratio = self.comparison
         return {
             "schema": SCHEMA,
             "env": self.profile.env,
             "profile": self.profile.to_json(),
             "against": None if self.against is None else self.against.to_json(),
-            "comparison": None if ratio is None else asdict(ratio) | {"winner": ratio.winner},
+            "comparison": None if self.comparison is None else _ratio(self.comparison),
         }
 
     def to_markdown(self) -> str:
@@ -114,6 +113,12 @@ class Report:
         names = [name.removeprefix("aten.") for name in missing]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         return f"# {where}; FLOPs leave out {len(names)} operators: {shown}"
+
+
+def _ratio(ratio: Ratio) -> dict[str, Any]:
+    """Plain values; of the samples only their medians, which are in the profiles."""
+    plain = asdict(ratio) | {"winner": ratio.winner, "a_ms": ratio.a.p50, "b_ms": ratio.b.p50}
+    return {key: value for key, value in plain.items() if key not in ("a", "b")}
 
 
 def verdict(report: Report) -> str:

@@ -148,7 +148,7 @@ def test_the_faster_wins_whichever_comes_first(monkeypatch):
     ratio = compare(slow, fast, seconds=0.1)
     assert ratio.winner == "b"
     assert ratio.median == pytest.approx(0.5, rel=1e-4)
-    assert (ratio.a_ms, ratio.b_ms) == pytest.approx((2.0, 1.0), rel=1e-4)
+    assert (ratio.a.p50, ratio.b.p50) == pytest.approx((2.0, 1.0), rel=1e-4)
     assert ratio.low <= ratio.median <= ratio.high
 
 

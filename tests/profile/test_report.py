@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress3g.profile import Latency, Ratio, Report, profile
+from compress3g.profile import Latency, Ratio, Report, profile, profile_both
 from compress3g.profile.page import to_html
 from compress3g.profile.plots import latency_plot, ratio_plot
 from compress3g.profile.report import verdict
@@ -27,9 +27,12 @@ def _profile(name="step", **options):
 
 
 def _ratio(low=0.9, high=1.2, median=1.1):
+    def samples(*ms):
+        return Latency(samples=ms, calls=3, warmup=10, steady=True, clock="perf_counter_ns")
+
     return Ratio(
-        median=median, low=low, high=high, ratios=(1.0, 1.1, 1.2, 1.05), calls=3, a_ms=1.0,
-        b_ms=median, clock="perf_counter_ns",
+        median=median, low=low, high=high, ratios=(1.0, 1.1, 1.2, 1.05),
+        a=samples(1.0, 1.0, 1.0, 1.0), b=samples(1.0, 1.1, 1.2, 1.05),
     )  # fmt: skip
 
 
@@ -67,6 +70,19 @@ def test_json_holds_schema_environment_and_every_sample():
     assert data["profile"]["macs"] * 2 == data["profile"]["flops"]
     assert data["comparison"]["winner"] is None
     assert data["comparison"]["ratios"] == [1.0, 1.1, 1.2, 1.05]
+
+
+def test_two_profiles_show_the_samples_they_were_compared_by():
+    (small, run), (large, longer) = _step(), _step(width=64)
+    report = profile_both(run, longer, models=(small, large), names=("a", "b"), seconds=0.05)
+    ratio = report.comparison
+    assert (report.profile.latency, report.against.latency) == (ratio.a, ratio.b)
+    assert ratio.a.n == ratio.b.n == len(ratio.ratios)
+    pairs = [b / a for a, b in zip(ratio.a.samples, ratio.b.samples, strict=True)]
+    assert pairs == pytest.approx(ratio.ratios)
+    assert report.against.roofline.achieved_ms == ratio.b.p50
+    plain = report.to_json()["comparison"]
+    assert (plain["a_ms"], plain["b_ms"]) == (ratio.a.p50, ratio.b.p50)
 
 
 def test_the_first_line_says_what_flops_leave_out():

@@ -85,3 +85,23 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     good = Peaks(flops_per_second=3e9, bytes_per_second=2e9, machine=roofline.machine())
     monkeypatch.setattr(roofline, "measure_peaks", lambda device: good)
     assert roofline.peaks_of() == good
+
+
+def test_a_peak_that_was_beaten_is_measured_again_and_the_better_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS3G_CACHE", str(tmp_path))
+    found = [(1e9, 9e9), (4e9, 2e9), (3e9, 2e9)]
+
+    def measure(device):
+        flops, traffic = found.pop(0)
+        return Peaks(
+            flops_per_second=flops, bytes_per_second=traffic, machine=roofline.machine(device)
+        )
+
+    monkeypatch.setattr(roofline, "measure_peaks", measure)
+    assert roofline.peaks_of().flops_per_second == 1e9
+    assert roofline.peaks_of(reached=0.9e9).flops_per_second == 1e9
+    better = roofline.peaks_of(reached=2e9)
+    assert (better.flops_per_second, better.bytes_per_second) == (4e9, 9e9)
+    assert roofline.peaks_of() == better
+    assert roofline.peaks_of(reached=5e9) == better  # half precision: no better peak is found
+    assert not found
