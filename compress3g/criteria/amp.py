@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core import Cut, Gates, Units
+from ..engine.ranks import of_all_ranks
 from ._weights import features, summed, weights_of
 from .observe import Stats
 
@@ -42,10 +43,16 @@ class Contributions:
         self._count[reader] = self._count.get(reader, 0) + len(rows)
 
     def mean(self) -> Gates:
-        """The mean norm of every unit wider than one column, summed over its readers."""
+        """The mean norm of every unit wider than one column, summed over its readers.
+
+        Over all processes of a distributed run.
+        """
         means: dict[str, Tensor] = {}
-        for (reader, name), total in self._sums.items():
-            mean = (total / max(1, self._count.get(reader, 0))).float()
+        ranks = of_all_ranks((self._sums, self._count))
+        for reader, name in self._sums:
+            total = torch.stack([sums[reader, name] for sums, _ in ranks]).sum(0)
+            count = sum(counts.get(reader, 0) for _, counts in ranks)
+            mean = (total / max(1, count)).float()
             means[name] = means.get(name, 0.0) + mean
         return means
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Gates, Units, watched
 from ..core.apply import Reads
+from ..engine.ranks import of_all_ranks
 from ..errors import ScoreError, SiteError
 
 
@@ -37,7 +38,7 @@ class Stats:
 
 @dataclass(slots=True)
 class _Moments:
-    """Moments of one reader's input, merged exactly (Chan, Golub & LeVeque 1983), in float64."""
+    """Moments of one reader's input, merged in float64 (Chan, Golub & LeVeque 1983)."""
 
     count: int = 0
     mean: Tensor | float = 0.0
@@ -47,13 +48,30 @@ class _Moments:
     def add(self, rows: Float[Tensor, "n f"]) -> None:
         if not len(rows):  # nothing but padding
             return
-        x = rows.double()
-        total, centre = self.count + len(x), x.mean(0)
-        gap = centre - self.mean
-        between = gap.square() * (self.count * len(x) / total)
-        self.deviation = self.deviation + (x - centre).square().sum(0) + between
-        self.mean = self.mean + gap * (len(x) / total)
-        self.absolute = self.absolute + (x.abs().mean(0) - self.absolute) * (len(x) / total)
+        # Float64 copies of all activations would cost more than the model's forward pass leaves:
+        # what float32 rounds off of the centre is found in the deviations from it.
+        x = rows.float()
+        centre = x.mean(0)
+        off = x - centre
+        slip = off.mean(0).double()
+        deviation = off.square().sum(0).double() - len(x) * slip.square()
+        self.merge(_Moments(len(x), centre.double() + slip, deviation, x.abs().mean(0).double()))
+
+    def on_cpu(self) -> _Moments:
+        """Other processes have other devices."""
+        each = (self.mean, self.deviation, self.absolute)
+        return _Moments(self.count, *(torch.as_tensor(value).cpu() for value in each))
+
+    def merge(self, other: _Moments) -> None:
+        """Take in what was seen elsewhere."""
+        if not other.count:
+            return
+        total = self.count + other.count
+        share, gap = other.count / total, other.mean - self.mean
+        between = gap * gap * (self.count * share)
+        self.deviation = self.deviation + other.deviation + between
+        self.mean = self.mean + gap * share
+        self.absolute = self.absolute + (other.absolute - self.absolute) * share
         self.count = total
 
 
@@ -68,6 +86,8 @@ def observe(
     also: Callable[[str, Float[Tensor, "n f"]], object] | None = None,
 ) -> Stats:
     """Statistics of the readers' inputs, and with a `loss` also gradients of the gates.
+
+    In a distributed run every process gives its share of the batches, and all get the same bits.
 
     loss: (model, batch) -> mean over the batch's samples of their losses; run: (model, batch),
     instead of a loss when no gradients are wanted; valid: (batch) -> False for padding, which
@@ -86,6 +106,7 @@ def observe(
             elif run is not None:
                 run(model, batch)
             watch.batches += 1
+    watch.join()
     return watch.stats()
 
 
@@ -151,6 +172,21 @@ class _Watch:
             absolute[name] += len(rows) * rows.sum(0).abs()
             square[name] += (len(rows) * rows).square().sum(0)
         self._samples += max(map(len, each.values()), default=0)
+
+    def join(self) -> None:
+        """Take in what the other processes of a distributed run saw."""
+        mine = {name: m.on_cpu() for name, m in self._moments.items()}
+        seen = of_all_ranks((mine, self._sums, self._samples, self.batches))
+        if len(seen) == 1:
+            return
+        self._moments = {name: _Moments() for name in self._moments}
+        for moments, *_ in seen:
+            for name, one in moments.items():
+                self._moments[name].merge(one)
+        kinds = zip(*(sums for _, sums, _, _ in seen), strict=True)
+        self._sums = tuple({n: sum(e[n] for e in each) for n in each[0]} for each in kinds)
+        self._samples = sum(samples for _, _, samples, _ in seen)
+        self.batches = sum(batches for *_, batches in seen)
 
     def stats(self) -> Stats:
         if not self.batches:

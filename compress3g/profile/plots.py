@@ -227,7 +227,8 @@ def roofline_plot(series: Sequence[tuple[str, Roofline]]) -> str:
     parts.append(text(at(10.0**x1), up(peaks.flops_per_second) - 8, words, anchor="end"))
     half = (start * ridge) ** 0.5
     words = f"{q.byte_size(peaks.bytes_per_second)}/s, measured"
-    parts.append(text(at(half) - 10, up(half * peaks.bytes_per_second) - 6, words, anchor="end"))
+    # Below the slope: on its other side are the numbers of the axis.
+    parts.append(text(at(half) + 10, up(half * peaks.bytes_per_second) + 14, words, anchor="start"))
     label_y = [up(speed) + 5 for _, _, speed in spots]
     if len(spots) == 2 and abs(label_y[0] - label_y[1]) < 16:
         lower = int(label_y[1] >= label_y[0])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from compress3g.core import Cut, Units, gated
 from compress3g.criteria import observe
 from compress3g.errors import ScoreError, SiteError
 
-from .models import decoder, joined, loss, priced, run, samples, valid
+from .models import decoder, joined, loss, priced, run, samples, scores_of, valid
 
 
 def inputs(model: nn.Module, name: str, batches: list[Any]) -> torch.Tensor:
@@ -133,3 +136,37 @@ def test_bad_calibration_is_refused():
         observe(model, units, samples(1), lambda m, b: loss(m, b) * torch.nan)
     with pytest.raises(SiteError, match="never called"):
         observe(model, units, samples(1), run=lambda m, b: None)
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from tests.criteria.models import decoder, joined, samples, scores_of
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+batches = joined(samples(20), 4)
+share = batches[:2] if rank == 0 else batches[2:]
+found = {n: scores_of(n, decoder(4), share) for n in sys.argv[3:]}
+torch.save(found, folder / f"{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_find_what_one_finds_and_agree_to_the_bit(tmp_path):
+    names = ["taylor_signed", "taylor", "fisher", "flap", "wanda", "amp"]
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", RANK]
+    started = [
+        subprocess.Popen([*command, str(rank), str(tmp_path), *names], cwd=root)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name in names:
+        alone = scores_of(name, decoder(4), joined(samples(20), 4))
+        for unit, scores in alone.items():
+            assert torch.equal(first[name][unit], second[name][unit])
+            # the same float64 sums in another order
+            torch.testing.assert_close(first[name][unit], scores, rtol=1e-5, atol=1e-7)
