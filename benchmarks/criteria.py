@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from _report import RESULTS, goal, parser, report
+from _torch_pruning import cut_bert, cut_llama
 
 from compress3g.core import Budget, materialize, price
 from compress3g.criteria import CRITERIA, by_layer, choose, gather, score
@@ -29,6 +30,7 @@ from compress3g.transformer.pretrained import load_tokenizer
 from compress3g.transformer.prune import open_model
 
 SEEDS = (0, 1, 2)  # of the control; everything else is deterministic
+PEER = "torch-pruning"
 LEARNED = [n for n, c in CRITERIA.items() if c.needs == "steps"]
 
 
@@ -162,58 +164,39 @@ def sweep(
 
 def show(name: str, keep: float, row: dict[str, float]) -> None:
     figures = "  ".join(f"{k} {v:10.4f}" for k, v in row.items())
-    print(f"  {name:16} keep {keep:4.2f}  {figures}", flush=True)
+    print(f"  {name:23} keep {keep:4.2f}  {figures}", flush=True)
 
 
-def peer(model: Any, measure: Any, keeps: list[float]) -> dict[str, Any]:
-    """torch-pruning's group magnitude on a BERT, with our counts of heads and neurons per layer."""
-    try:
-        import torch_pruning as tp
-    except ImportError:
+def peers(
+    model: Any, measure: Any, keeps: list[float], cut: Any, calibration: Calibration
+) -> dict[str, Any]:
+    """torch-pruning's group magnitude and Taylor scores with as many parameters gone as ours.
+
+    Taylor on the same calibration data, where the loss has a direction.
+    """
+    if importlib.util.find_spec("torch_pruning") is None:
         print("  torch-pruning is not installed: skipped")
         return {}
+
+    def backward(model: Any) -> None:
+        for batch in calibration.batches:
+            calibration.loss(model, batch).backward()
+
     dense = price(model, [u for u in units_of(model, depth=True) if u.bypass is None])
-    table = {}
-    for keep in keeps:
-        zeros = {u.name: torch.zeros(u.size) for u in dense}
-        counts = {n: len(k) for n, k in by_layer(zeros, dense, Budget(keep)).items()}
-        small = copy.deepcopy(model).requires_grad_(True)
-        ratios, heads, ignored = {}, {}, [small.embeddings, small.pooler]
-        for i, layer in enumerate(small.encoder.layer):
-            inner, neurons = layer.attention.self, layer.intermediate.dense
-            ratios[neurons] = 1 - counts[f"encoder.layer.{i}.neurons"] / neurons.out_features
-            share = 1 - counts[f"encoder.layer.{i}.attention.heads"] / inner.num_attention_heads
-            for projection in (inner.query, inner.key, inner.value):
-                heads[projection], ratios[projection] = inner.num_attention_heads, share
-            for block in (layer.attention.output, layer.output):
-                ignored += [block.dense, block.LayerNorm]
-        ids = torch.ones(1, 8, dtype=torch.long)
-        pruner = tp.pruner.BasePruner(
-            small,
-            {"input_ids": ids, "attention_mask": ids},
-            importance=tp.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio_dict=ratios,
-            pruning_ratio=0.0,
-            num_heads=heads,
-            prune_num_heads=True,
-            prune_head_dims=False,
-            head_pruning_ratio=share,
-            ignored_layers=ignored,
-            root_module_types=[torch.nn.Linear],
-            output_transform=lambda out: out.last_hidden_state.sum(),
-        )
-        pruner.step()
-        for layer in small.encoder.layer:
-            inner = layer.attention.self
-            inner.num_attention_heads = inner.query.out_features // inner.attention_head_size
-            inner.all_head_size = inner.query.out_features
-        costs = {u.name: u.cost["params"] for u in dense}
-        ours = sum(costs[u.name] * (u.size - counts[u.name]) for u in dense)
-        gone = count(model) - count(small)
-        row = {**measure(small), "params_removed": gone, "params_removed_by_ours": round(ours)}
-        table[str(keep)] = row
-        show("torch-pruning", keep, row)
-    return table
+    zeros = {u.name: torch.zeros(u.size) for u in dense}
+    found: dict[str, Any] = {}
+    for name, way in (("magnitude", None), ("taylor", backward)):
+        if way is not None and not calibration.signed:
+            continue
+        for keep in keeps:
+            counts = {n: len(k) for n, k in by_layer(zeros, dense, Budget(keep)).items()}
+            ours = sum(u.cost["params"] * (u.size - counts[u.name]) for u in dense)
+            small = cut(copy.deepcopy(model).requires_grad_(True), counts, ours, way)
+            gone = count(model) - count(small)
+            row = {**measure(small), "params_removed": gone, "params_removed_by_ours": round(ours)}
+            found.setdefault(f"{PEER} {name}", {})[str(keep)] = row
+            show(f"{PEER} {name}", keep, row)
+    return found
 
 
 def count(model: Any) -> int:
@@ -237,7 +220,7 @@ def minilm(quick: bool) -> dict[str, Any]:
     table = sweep(
         model, calibration, measure, keeps, {} if quick else {"steps": 40, "keeps": keeps}
     )
-    return {**table, "torch-pruning": peer(model, measure, keeps)}
+    return table | peers(model, measure, keeps, cut_bert, calibration)
 
 
 def smollm2(quick: bool) -> dict[str, Any]:
@@ -258,7 +241,10 @@ def smollm2(quick: bool) -> dict[str, Any]:
     )
     measure = Perplexity(folder, wikitext, 256 if quick else 1024)
     keeps = [0.7] if quick else [0.9, 0.8, 0.7, 0.5]
-    return sweep(model, calibration, measure, keeps, {} if quick else {"steps": 20, "keeps": [0.7]})
+    table = sweep(
+        model, calibration, measure, keeps, {} if quick else {"steps": 20, "keeps": [0.7]}
+    )
+    return table if quick else table | peers(model, measure, keeps, cut_llama, calibration)
 
 
 def cost(quick: bool) -> dict[str, Any]:
@@ -322,11 +308,15 @@ def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     for name, row in results.get("cost", {}).items():
         limit = 1.1 if name == "fisher" else 1.25
         goals.append(goal(f"cost of looking for {name}", row["median"], limit, at_least=False))
-    table = results.get("MiniLM", {})
-    if table.get("torch-pruning"):
-        ours = max(v["0.7"]["cosine"] for n, v in table.items() if "0.7" in v and n in CRITERIA)
-        peers = table["torch-pruning"]["0.7"]["cosine"]
-        goals.append(goal("MiniLM best criterion beats torch-pruning at 0.7", ours, peers))
+    for model, (figure, larger) in better.items():
+        table = results.get(model, {})
+        best = max if larger else min
+        values = {n: v["0.7"][figure] for n, v in table.items() if "0.7" in v}
+        theirs = [v for n, v in values.items() if n.startswith(PEER)]
+        if theirs:
+            ours = best(v for n, v in values.items() if n in CRITERIA)
+            text = f"{model} {figure} of the best criterion beats {PEER}'s best at 0.7"
+            goals.append(goal(text, ours, best(theirs), at_least=larger))
     return goals
 
 
@@ -354,6 +344,7 @@ def main() -> None:
         seeds=SEEDS,
         goals=goals_of(rows),
         rows=rows,
+        of_earlier_runs=sorted(rows.keys() - fresh.keys()),
         cpu_seconds=time.process_time() - started,
     )
 
