@@ -109,10 +109,9 @@ CRITERIA: Mapping[str, Criterion] = {
         normalize="z",
         compensate=True,
     ),
-    "taylor": Criterion("1905.10650", "loss", lambda e: taylor(e.seen), signed=True, per_cost=True),
-    "taylor_signed": Criterion(
-        "1906.10771", "loss", lambda e: taylor_signed(e.seen), signed=True, per_cost=True
-    ),
+    # Not per cost: first derivatives of many columns cancel, so wide units would always go first.
+    "taylor": Criterion("1905.10650", "loss", lambda e: taylor(e.seen), signed=True),
+    "taylor_signed": Criterion("1906.10771", "loss", lambda e: taylor_signed(e.seen), signed=True),
     "fisher": Criterion("2204.09656", "loss", lambda e: fisher(e.seen), per_cost=True),
     "hesso": Criterion(
         "2312.09411",
