@@ -1,6 +1,23 @@
-"""Diffusion models: what can be removed from denoisers."""
+"""Diffusion models: what can be removed from denoisers, and pipelines that have lost it."""
+
+from typing import Any
 
 from .pipelines import denoiser_of, generate, open_pipeline
+from .prune import prune
+from .pruned_models import save
 from .units import skipped_of, units_of
 
-__all__ = ["denoiser_of", "generate", "open_pipeline", "skipped_of", "units_of"]
+__all__ = [
+    "denoiser_of", "generate", "open_pipeline", "prune", "save", "skipped_of", "units_of",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """What diffusers asks of a library that model_index.json names: its classes and their base."""
+    if name in ("ModelMixin", "SchedulerMixin", "DiffusionPipeline"):
+        import diffusers
+
+        return getattr(diffusers, name)
+    from .pruned_models import class_named
+
+    return class_named(name)

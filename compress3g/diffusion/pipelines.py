@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,9 +59,11 @@ def open_pipeline(folder: Path, *, dtype: str = "float32", device: str | torch.d
     if not (folder / "model_index.json").is_file():
         raise ConfigError(f"{folder} is no diffusers pipeline: it has no model_index.json")
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, dtype), local_files_only=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions call it dtype
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
+                folder, torch_dtype=getattr(torch, dtype), local_files_only=True
+            )
     except (ConfigError, FormatError):
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
