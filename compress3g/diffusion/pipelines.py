@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,7 +109,10 @@ def generate(
         options["use_resolution_binning"] = False
     options = {k: v for k, v in options.items() if v is not None and k in accepted}
     with torch.no_grad():
-        return pipe(**options).images
+        made = pipe(**options).images
+    if isinstance(made, np.ndarray):  # DiT's pipeline knows no tensors
+        return torch.from_numpy(made).permute(0, 3, 1, 2)
+    return made
 
 
 def _unbinned(pipe: Any) -> bool:

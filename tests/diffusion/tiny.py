@@ -41,8 +41,8 @@ def classes(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     denoiser = diffusers.DiTTransformer2DModel(
         **{"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 8, "sample_size": 8},
-        **{"in_channels": 4, "out_channels": 4, "patch_size": 2, "num_embeds_ada_norm": 10},
-    )
+        **{"in_channels": 4, "out_channels": 4, "patch_size": 2, "num_embeds_ada_norm": 1000},
+    )  # the pipeline's class for "none" is always 1000
     pipe = diffusers.DiTPipeline(denoiser.eval(), _autoencoder().eval(), diffusers.DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
