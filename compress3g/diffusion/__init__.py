@@ -2,13 +2,17 @@
 
 from typing import Any
 
+from .lora import load_lora
 from .pipelines import denoiser_of, generate, open_pipeline
 from .prune import prune
 from .pruned_models import save
+from .report import race, report
+from .scores import PruneConfig, scores_of
 from .units import skipped_of, units_of
 
 __all__ = [
-    "denoiser_of", "generate", "open_pipeline", "prune", "save", "skipped_of", "units_of",
+    "PruneConfig", "denoiser_of", "generate", "load_lora", "open_pipeline", "prune", "race",
+    "report", "save", "scores_of", "skipped_of", "units_of",
 ]  # fmt: skip
 
 
