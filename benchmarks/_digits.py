@@ -62,7 +62,9 @@ class Scene:
         return zlib.crc32(self.caption.encode()) % 5 == 0
 
 
-def scenes(objects: int, count: int, generator: np.random.Generator, *, held_out: bool) -> list[Scene]:
+def scenes(
+    objects: int, count: int, generator: np.random.Generator, *, held_out: bool
+) -> list[Scene]:
     """Random scenes of one, two or four objects, on one side of the split."""
     found: list[Scene] = []
     colours, layouts = list(COLOURS), OBJECTS[objects]
@@ -110,7 +112,12 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+            *(
+                nn.Conv2d(1, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(32, 32, 3, padding=1),
+                nn.ReLU(),
+            ),
             *(nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten()),
             *(nn.Linear(64 * 16, 64), nn.ReLU()),
         )
@@ -127,7 +134,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(steps: int = 2500, seed: int = 0) -> Classifier:
-    """Trained on the training scans, shifted, dimmed and blurred; it never sees a generated image."""
+    """Trained on the training scans, turned, shifted and dimmed; never on generated images."""
     torch.manual_seed(seed)
     _, images, labels = scans(held_out=False)
     model = Classifier()
@@ -197,6 +204,6 @@ def frechet(a: Tensor, b: Tensor) -> float:
     """Frechet distance of two sets of features (n, d), each taken as a Gaussian."""
     a, b = a.double(), b.double()
     ca, cb = torch.cov(a.T), torch.cov(b.T)
-    # tr sqrt(A B) is the sum of the roots of the eigenvalues of A B, which are real and not negative.
+    # tr sqrt(A B): the sum of the roots of the eigenvalues of A B, real and not negative.
     roots = torch.linalg.eigvals(ca @ cb).real.clamp_min(0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * roots)

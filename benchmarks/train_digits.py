@@ -1,11 +1,12 @@
 """Trains the small text-to-image model of pipelines/digits_t2i, from scratch, on one core.
 
-    python benchmarks/train_digits.py [--minutes 25] [--work FOLDER] [--out FOLDER] [--quick] [--json]
+    python benchmarks/train_digits.py [--minutes 25] [--work FOLDER] [--out FOLDER]
 
 A U-Net with cross-attention and a CLIP text encoder, both from nothing, learn by flow matching
-(2210.02747) with logit-normal times (2403.03206) to draw the scenes of _digits.py. What is saved is an
-average of the weights over steps. The learning rate follows the share of the processor minutes that
-are spent, so that a run ends well on a busy machine too; `--work` keeps a checkpoint from which it goes on.
+(2210.02747) with logit-normal times (2403.03206) to draw the scenes of _digits.py. What is saved
+is an average of the weights over steps. The learning rate follows the share of the processor
+minutes that are spent, so that a run ends well on a busy machine too; `--work` keeps a checkpoint
+from which it goes on.
 The score is the share of images that are right in every digit and colour and show nothing else.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import shutil
 import time
@@ -22,8 +24,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from _digits import CANVAS, COLOURS, WORDS, Classifier, correct, draw, features, frechet, scans, scenes
-from _digits import train_classifier
+from _digits import (
+    CANVAS,
+    COLOURS,
+    WORDS,
+    Classifier,
+    correct,
+    draw,
+    features,
+    frechet,
+    scans,
+    scenes,
+    train_classifier,
+)
 from _report import goal, parser, report
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -48,7 +61,7 @@ def tokenizer() -> Any:
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             # A word goes through the merges of those before it first, as the tokenizer will.
-            known = [pair for pair in merges if pair in zip(parts, parts[1:], strict=False)]
+            known = [pair for pair in merges if pair in itertools.pairwise(parts)]
             pair = known[0] if known else (parts[0], parts[1])
             merges += [] if known else [pair]
             at = next(i for i in range(len(parts)) if tuple(parts[i : i + 2]) == pair)
@@ -59,7 +72,7 @@ def tokenizer() -> Any:
 
 
 def pixels() -> Any:
-    """An autoencoder that computes latent = (pixel - MEAN) / SCALE and back: diffusion in pixels."""
+    """An autoencoder that computes latent = (pixel - MEAN) / SCALE and back: none, in fact."""
     from diffusers import AutoencoderTiny
 
     made = AutoencoderTiny(
@@ -190,7 +203,9 @@ class Average:
 
 def learning_rate(step: int, spent: float) -> float:
     """Warm-up over 100 steps, then half a cosine over the share of time that is spent."""
-    return 1.2e-3 * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * spent)))
+    return (
+        1.2e-3 * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * spent)))
+    )
 
 
 def train(pipe: Any, options: argparse.Namespace) -> dict[str, float]:
@@ -288,7 +303,13 @@ def sample(pipe: Any, captions: list[str], *, steps: int, guidance: float, seed:
 
 
 def measure(
-    pipe: Any, classifier: Classifier, count: int, *, guidance: float, steps: int = 16, seed: int = 0
+    pipe: Any,
+    classifier: Classifier,
+    count: int,
+    *,
+    guidance: float,
+    steps: int = 16,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Exact match by number of objects on held-out scenes, and the Frechet distance of cells."""
     pipe.set_progress_bar_config(disable=True)
@@ -321,11 +342,15 @@ def export(pipe: Any, classifier: Classifier, folder: Path) -> None:
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("--minutes", type=float, default=25.0, help="Of processor time, all runs together.")
+    made.add_argument(
+        "--minutes", type=float, default=25.0, help="Of processor time, all runs together."
+    )
     made.add_argument("--batch", type=int, default=32)
     made.add_argument("--guidance", type=float, default=3.0)
     made.add_argument("--work", type=Path, default=Path("runs/digits"), help="For the checkpoint.")
-    made.add_argument("--out", type=Path, help="Folder of the pipeline; without it none is written.")
+    made.add_argument(
+        "--out", type=Path, help="Folder of the pipeline; without it none is written."
+    )
     options = made.parse_args()
     torch.set_num_threads(1)
     if options.quick:

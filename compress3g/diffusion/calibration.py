@@ -1,4 +1,4 @@
-"""A loss that a pipeline's prompts define: the denoiser's own training loss, on what it makes itself."""
+"""A loss that prompts define: the denoiser's training loss, on images that it makes itself."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def lessons(
         )
         scheduler = copy.deepcopy(pipe.scheduler)  # with the steps of that run
         with recording(pipe) as calls:
-            # Guidance of one means none: a call has one row per prompt.
-            generate(pipe, part, seed=seed, steps=1, guidance=1.0, output="latent")
+            # Guidance of one means none: a call has one row per prompt. Of two steps the first is
+            # not at time 0, which would hide the unit that times are given in.
+            generate(pipe, part, seed=seed, steps=2, guidance=1.0, output="latent")
         call, start = calls[0], float(pipe.scheduler.timesteps[0])
         generator = torch.Generator().manual_seed(seed + first)
         count = len(scheduler.timesteps)

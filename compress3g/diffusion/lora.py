@@ -69,9 +69,9 @@ def sliced(state: Mapping[str, Tensor], denoiser: nn.Module, prefix: str) -> dic
         if not key.startswith(prefix) or key.endswith(".alpha"):
             continue
         module, side = _parsed(key.removeprefix(prefix), dense)
-        axis, dim = ("out", 0) if side == "B" else ("in", 1)
+        dim = 0 if side == "B" else 1
         _check(key, tensor, dense, module, dim)
-        kept = cuts.get((module, axis))  # type: ignore[call-overload]
+        kept = cuts.get((module, "out" if side == "B" else "in"))
         if kept is not None:
             made[key] = tensor.index_select(dim, kept.to(tensor.device)).contiguous()
     return made

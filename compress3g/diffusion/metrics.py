@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -35,6 +34,7 @@ def ssim(
 def psnr(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
     """Peak signal-to-noise ratio in dB of images in [0, 1]; infinite for equal ones.
 
+    >>> import torch
     >>> psnr(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.1)).round()
     tensor([20.])
     """

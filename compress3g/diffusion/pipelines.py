@@ -1,4 +1,4 @@
-"""What is needed to know of a diffusers pipeline: its denoiser, how it is called, how it is opened."""
+"""What there is to know of a diffusers pipeline: its denoiser, how to open it, how to call it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
     )
 
 
-def open_pipeline(folder: Path, *, dtype: str = "float32", device: str | torch.device = "cpu") -> Any:
+def open_pipeline(
+    folder: Path, *, dtype: str = "float32", device: str | torch.device = "cpu"
+) -> Any:
     """The pipeline in a folder, pruned or not, ready to be called.
 
     Raises ConfigError for what is no pipeline folder, FormatError when a pruned one was edited.
@@ -86,7 +88,7 @@ def generate(
     guidance: float | None = None,
     output: str = "pt",
 ) -> Any:
-    """What the pipeline makes of the prompts: images (n, c, h, w) in [0, 1], latents, or PIL images.
+    """Images (n, c, h, w) in [0, 1] that the pipeline makes of the prompts, latents, or PIL images.
 
     Every image has a generator of its own, seed + its index, and does not depend on its neighbours.
     Pipelines conditioned on classes take their numbers as prompts. Raises ConfigError when a prompt
@@ -105,9 +107,11 @@ def generate(
         options["class_labels"] = _classes(prompts)
     else:
         raise ConfigError(f"{type(pipe).__name__} takes neither prompts nor classes")
-    if "use_resolution_binning" in accepted and _unbinned(pipe):
-        options["use_resolution_binning"] = False
+    # PixArt and Sana round sizes to those of their own models, and stop at any other model's.
+    options["use_resolution_binning"] = False
     options = {k: v for k, v in options.items() if v is not None and k in accepted}
+    if output == "latent" and "class_labels" in accepted:
+        return _undecoded(pipe, options)
     with torch.no_grad():
         made = pipe(**options).images
     if isinstance(made, np.ndarray):  # DiT's pipeline knows no tensors
@@ -115,9 +119,21 @@ def generate(
     return made
 
 
-def _unbinned(pipe: Any) -> bool:
-    """PixArt and Sana know size bins for their own sizes only, and stop at others."""
-    return int(denoiser_of(pipe)[1].config.sample_size) not in (16, 32, 64, 128)
+def _undecoded(pipe: Any, options: dict[str, Any]) -> Tensor:
+    """Latents of a pipeline that always decodes them, DiT's: what its autoencoder is given."""
+    decode, given = pipe.vae.decode, []
+
+    def look(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given.append(latents)
+        return decode(latents, *args, **kwargs)
+
+    pipe.vae.decode = look
+    try:
+        with torch.no_grad():
+            pipe(**options)
+    finally:
+        del pipe.vae.decode
+    return torch.cat(given) * float(pipe.vae.config.scaling_factor)
 
 
 def _classes(prompts: Sequence[str]) -> list[int]:

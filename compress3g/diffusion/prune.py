@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ..core import Budget, Gates, Keep, Units, materialize, price, select
 from ..criteria.allocation import best
 from ..errors import BudgetError, ConfigError, ScoreError
 from .pipelines import denoiser_of
-from .pruned_models import adopt, describe, dense_skeleton, is_pruned, kept_of
+from .pruned_models import KEY, adopt, dense_skeleton, describe, is_pruned, kept_of
 from .units import kind_of, units_of
 
 KINDS = ("heads", "neurons", "groups")
@@ -57,13 +58,16 @@ def prune(
         scores, chosen, ratio * total, total,
         scope=scope, round_to=round_to, normalize=normalize, per_cost=per_cost,
     )  # fmt: skip
-    everything = units_of(denoiser)
-    dense, before = _before(denoiser, everything)
+    dense, before = _before(denoiser)
     bare = {n for n, m in denoiser.named_modules() if getattr(m, "bias", ...) is None}
     materialize(denoiser, chosen, keep, gates=gates, means=means)
     biases = [n for n in bare if denoiser.get_submodule(n).bias is not None]
-    after = {u.name: before[u.name][keep[u.name]] if u.name in keep else before[u.name] for u in dense}
-    adopt(pipe, describe(dense, after, _old_biases(pipe) + biases, {"method": method, "ratio": ratio}))
+    after = {
+        u.name: before[u.name][keep[u.name]] if u.name in keep else before[u.name] for u in dense
+    }
+    adopt(
+        pipe, describe(dense, after, _old_biases(pipe) + biases, {"method": method, "ratio": ratio})
+    )
     return pipe
 
 
@@ -80,29 +84,24 @@ def priced_units(denoiser: nn.Module, kinds: Sequence[str] = KINDS) -> list[Unit
 
 def _old_biases(pipe: Any) -> list[str]:
     model: Any = denoiser_of(pipe)[1]
-    return list(model.config["compress3g"]["biases"]) if is_pruned(model) else []
+    return list(model.config[KEY]["biases"]) if is_pruned(model) else []
 
 
-def _before(denoiser: nn.Module, units: Sequence[Units]) -> tuple[Sequence[Units], Keep]:
-    """Units of the dense denoiser, and which of them are there: indices always mean the dense one."""
+def _before(denoiser: Any) -> tuple[Sequence[Units], Keep]:
+    """Units of the dense denoiser, and which are left: indices always mean those of the dense."""
     dense = units_of(dense_skeleton(denoiser))
-    model: Any = denoiser
-    return dense, kept_of(
-        model.config["compress3g"] if is_pruned(model) else describe(dense, _all(dense), (), {}), dense
-    )
-
-
-def _all(units: Sequence[Units]) -> Keep:
-    import torch
-
-    return {u.name: torch.arange(u.size) for u in units}
+    if is_pruned(denoiser):
+        return dense, kept_of(denoiser.config[KEY], dense)
+    return dense, {u.name: torch.arange(u.size) for u in dense}
 
 
 def _check(scores: Mapping[str, Any], units: Sequence[Units], denoiser: nn.Module) -> None:
     known = {u.name for u in units_of(denoiser)}
     strange = [name for name in scores if name not in known]
     if strange:
-        raise ScoreError(f"{type(denoiser).__name__} has no units {strange[0]!r}: other model's scores")
+        raise ScoreError(
+            f"{type(denoiser).__name__} has no units {strange[0]!r}: other model's scores"
+        )
     if not any(u.name in scores for u in units):
         raise ScoreError("there are no scores: give those of at least one group")
 
@@ -140,7 +139,7 @@ def decide(
         reachable = gone(keep) / total
         raise BudgetError(
             f"ratio {removed / total:.3f} cannot be reached: with one unit left in each group "
-            f"(and channels in multiples of {round_to}) at most {reachable:.3f} of the denoiser goes"
+            f"(and channels in multiples of {round_to}) at most {reachable:.3f} goes"
         )
     for _ in range(30):
         middle = (low + high) / 2

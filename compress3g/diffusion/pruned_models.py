@@ -114,7 +114,7 @@ def kept_of(about: Mapping[str, Any], units: Sequence[Units]) -> Keep:
     """
     if about.get("version") != _VERSION:
         raise FormatError(
-            f"the denoiser was pruned in format {about.get('version')}, this version reads {_VERSION}"
+            f"the denoiser has format {about.get('version')}, this version reads {_VERSION}"
         )
     if about.get("digest") != digest(units):
         raise _edited("its sizes are not those of the model that was pruned")
@@ -125,7 +125,9 @@ def kept_of(about: Mapping[str, Any], units: Sequence[Units]) -> Keep:
     if unknown:
         raise _edited(f"the model has no group {unknown[0]!r}")
     whole = {u.name: torch.arange(u.size) for u in units}
-    return whole | {u.name: _unpack(u.name, groups[u.name], u.size) for u in units if u.name in groups}
+    return whole | {
+        u.name: _unpack(u.name, groups[u.name], u.size) for u in units if u.name in groups
+    }
 
 
 def shrink(model: nn.Module, about: Mapping[str, Any]) -> None:
@@ -145,7 +147,8 @@ def shrink(model: nn.Module, about: Mapping[str, Any]) -> None:
 def adopt(pipe: Any, about: Mapping[str, Any]) -> None:
     """Makes a pipeline's denoiser, already cut, an instance of the class that can be saved."""
     attribute, model = denoiser_of(pipe)
-    model.__class__ = class_of(base_of(model))
+    kind: Any = base_of(model)
+    model.__class__ = class_of(kind)
     model.register_to_config(**{KEY: dict(about)})  # type: ignore[operator]
     pipe.register_modules(**{attribute: model})
 
@@ -160,7 +163,9 @@ def save(pipe: Any, folder: Path | str, *, self_contained: bool = False, **optio
     """
     attribute, model = denoiser_of(pipe)
     if self_contained and not is_pruned(model):
-        raise ConfigError(f"{type(model).__name__} is not pruned: it needs no self-contained folder")
+        raise ConfigError(
+            f"{type(model).__name__} is not pruned: it needs no self-contained folder"
+        )
     with atomic_folder(Path(folder)) as temporary:
         pipe.save_pretrained(temporary, **options)
         if self_contained:

@@ -61,7 +61,11 @@ def a_call(
 
 
 def report(
-    pipe: Any, *, prompts: Sequence[str] = ("",), guidance: float | None = None, seconds: float = 1.0
+    pipe: Any,
+    *,
+    prompts: Sequence[str] = ("",),
+    guidance: float | None = None,
+    seconds: float = 1.0,
 ) -> Report:
     """Parameters, bytes, multiply-adds and time of a denoiser.
 

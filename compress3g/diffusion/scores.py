@@ -109,9 +109,8 @@ def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence
 
 def _learned(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Any:
     try:
-        from .ecodiff import learn_masks  # type: ignore[import-not-found, unused-ignore]
-
         from .config import EcoDiffConfig  # type: ignore[import-not-found, unused-ignore]
+        from .ecodiff import learn_masks  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise ConfigError("--method ecodiff is not in this version: use taylor or fisher") from None
     options = EcoDiffConfig(target=config.ratio, steps=config.steps, seed=config.seed)

@@ -40,7 +40,7 @@ def skipped_of(model: nn.Module) -> list[Skipped]:
 
 
 def kind_of(units: Units) -> str:
-    """"heads", "neurons" or "groups": the last part of the name.
+    """The last part of the name: "heads", "neurons" or "groups".
 
     >>> kind_of(Units("blocks.0.ff.neurons", 8))
     'neurons'

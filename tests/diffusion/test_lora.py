@@ -89,7 +89,11 @@ def small():
 )
 def test_all_forms_of_names_are_read(down, up):
     model, place = small(), "transformer.transformer_blocks.0.attn."
-    state = {place + down: torch.randn(2, 32), place + up: torch.randn(32, 2), "text.x": torch.ones(3)}
+    state = {
+        place + down: torch.randn(2, 32),
+        place + up: torch.randn(32, 2),
+        "text.x": torch.ones(3),
+    }
     made = sliced(state, model, "transformer.")
     assert made[place + up].shape[0] == model.transformer_blocks[0].attn.to_q.out_features < 32
     assert made[place + down].shape == (2, 32)

@@ -59,7 +59,9 @@ def test_another_dtype_and_memory_hungry_loading_work(tmp_path):
     half = type(model).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     slow = type(model).from_pretrained(tmp_path, low_cpu_mem_usage=False)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), slow.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), slow.parameters(), strict=True)
+    )
 
 
 _FRESH = """
@@ -74,7 +76,8 @@ else:
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1] + "/" + sys.argv[2], **options)
 generator = [torch.Generator().manual_seed(0)]
-made = pipe(["a red seven"], num_inference_steps=3, generator=generator, output_type="latent").images
+how = {"num_inference_steps": 3, "output_type": "latent"}
+made = pipe(["a red seven"], generator=generator, **how).images
 assert torch.equal(made, torch.load(sys.argv[1] + "/latents.pt")), "not the same latents"
 print(type(pipe.unet).__name__)
 """

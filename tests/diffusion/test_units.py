@@ -21,7 +21,11 @@ def sana(**options):
     import diffusers
 
     sizes = {"num_layers": 1, "num_attention_heads": 4, "attention_head_dim": 8}
-    cross = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32}
+    cross = {
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 16,
+        "cross_attention_dim": 32,
+    }
     rest = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "caption_channels": 16}
     return diffusers.SanaTransformer2DModel(**{**sizes, **cross, **rest, **options}).eval()
 

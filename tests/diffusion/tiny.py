@@ -1,4 +1,4 @@
-"""Tiny random pipelines of diffusers' own classes, made offline, and denoisers without a pipeline."""
+"""Tiny random pipelines of diffusers' own classes, made offline, and denoisers without one."""
 
 from __future__ import annotations
 
