@@ -25,7 +25,7 @@ def units_of(model: nn.Module) -> list[Units]:
     Covers UNet2DConditionModel (SD, SDXL), SD3Transformer2DModel, FluxTransformer2DModel,
     DiTTransformer2DModel, PixArtTransformer2DModel and SanaTransformer2DModel, and others made of
     the same parts. `skipped_of` says what is left out. Raises CutError when nothing of a model can
-    be removed.
+    be removed, or when projections are fused.
     """
     units = [u for u in _found(model) if isinstance(u, Units)]
     if not units:
@@ -85,7 +85,7 @@ def _attention(name: str, module: nn.Module) -> Units | Skipped:
     width = int(module.to_q.out_features) // heads  # type: ignore[union-attr, arg-type]
     groups = int(module.to_k.out_features) // width  # type: ignore[union-attr, arg-type]
     if getattr(module, "fused_projections", False):
-        return Skipped(name, "its projections are fused: call unfuse_qkv_projections() first")
+        raise CutError(f"{name}: its projections are fused: call unfuse_qkv_projections() first")
     if (norm := _across_heads(module, width)) is not None and heads > 1:
         return Skipped(name, f"{norm} normalises over all heads, so cutting some is not exact")
     if heads % groups:

@@ -47,11 +47,12 @@ def test_fused_projections_are_refused():
         **{"in_channels": 4, "patch_size": 2, "num_embeds_ada_norm": 10},
     )
     assert not skipped_of(model)
+    assert units_of(model)
     for module in model.modules():
         if isinstance(module, Attention):
             module.fuse_projections(fuse=True)
-    (skipped,) = skipped_of(model)
-    assert "unfuse_qkv_projections" in skipped.reason
+    with pytest.raises(CutError, match="unfuse_qkv_projections"):
+        units_of(model)
 
 
 @pytest.mark.filterwarnings("ignore:.*Transformer2DModelOutput.*:FutureWarning")
