@@ -39,6 +39,7 @@ class PruneConfig:
     guidance: float | None = _of(None, "Guidance of these images; unset: the pipeline's own.")
     samples: int = _of(64, "Prompts that are looked at.")
     batch: int = _of(8, "Prompts at a time.")
+    updates: int = _of(100, "Optimiser steps of ecodiff.")
     seed: int = _of(0, "Of everything random.")
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class PruneConfig:
             raise ConfigError(f"--method {self.method!r} is unknown: choose {', '.join(METHODS)}")
         if not 0 < self.ratio < 1:
             raise ConfigError(f"--ratio {self.ratio} is not a share between 0 and 1")
-        for name in ("round_to", "steps", "samples", "batch"):
+        for name in ("round_to", "steps", "samples", "batch", "updates"):
             if getattr(self, name) < 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag} {getattr(self, name)} is less than 1")
@@ -113,5 +114,13 @@ def _learned(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Any:
         from .ecodiff import learn_masks  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise ConfigError("--method ecodiff is not in this version: use taylor or fisher") from None
-    options = EcoDiffConfig(target=config.ratio, steps=config.steps, seed=config.seed)
-    return learn_masks(pipe, prompts, options)
+    options = EcoDiffConfig(
+        target=config.ratio,
+        steps=config.steps,
+        updates=config.updates,
+        batch=config.batch,
+        guidance=config.guidance,
+        seed=config.seed,
+    )
+    units = priced_units(denoiser_of(pipe)[1], config.wanted)
+    return learn_masks(pipe, prompts, options, units=units)
