@@ -107,7 +107,9 @@ def _code_of(error: BaseException, verbose: bool) -> int:
         _complain(f"{where}{error.strerror or error}{remedy}")
         return 2
     if _out_of_memory(error):
-        _complain("out of memory: make the model, the images (--downscale) or --size smaller")
+        _complain(
+            "out of memory: make the model, --batch, the images (--downscale) or --size smaller"
+        )
         return 2
     if isinstance(error, Compress3GError):
         _complain(str(error))

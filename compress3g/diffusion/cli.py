@@ -26,6 +26,15 @@ def app() -> None:
     """Prune text-to-image pipelines and look at what became of them."""
 
 
+def _where(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of everything that opens a pipeline."""
+    kinds = click.Choice(["float32", "bfloat16", "float16"])
+    dtype = click.option("--dtype", type=kinds, default="float32", show_default=True)
+    device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N")
+    made: Callable[..., Any] = device(dtype(command))
+    return made
+
+
 def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that makes images."""
     for option in (
@@ -48,12 +57,12 @@ def _prompts(given: tuple[str, ...], file: Path | None) -> list[str]:
     return found
 
 
-def _open(folder: Path, device: str) -> Any:
+def _open(folder: Path, device: str, dtype: str) -> Any:
     from ..engine.run import device as find_device
     from .pipelines import open_pipeline
 
     _quiet()
-    return open_pipeline(folder, device=find_device(device))
+    return open_pipeline(folder, dtype=dtype, device=find_device(device))
 
 
 def _quiet() -> None:
@@ -102,7 +111,7 @@ def inspect(model: Path, as_json: bool) -> None:
 @click.option(
     "--self-contained", is_flag=True, help="Loads without compress3g (trust_remote_code)."
 )
-@_DEVICE
+@_where
 @_JSON
 def prune(
     model: Path,
@@ -112,6 +121,7 @@ def prune(
     sheet: Path | None,
     self_contained: bool,
     device: str,
+    dtype: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -131,7 +141,7 @@ def prune(
         raise ConfigError(f"--method {config.method} needs --prompts FILE")
     if sheet is not None and not prompts:
         raise ConfigError("--sheet needs --prompts FILE")
-    pipe = _open(model, device)
+    pipe = _open(model, device, dtype)
     shown: dict[str, Any] = {
         "steps": config.steps,
         "guidance": config.guidance,
@@ -163,7 +173,7 @@ def prune(
 @click.argument("model", type=_PATH)
 @click.option("-o", "--output", type=_PATH, required=True, help="PNG file.")
 @_sampling
-@_DEVICE
+@_where
 def generate(
     model: Path,
     output: Path,
@@ -173,13 +183,14 @@ def generate(
     guidance: float | None,
     seed: int,
     device: str,
+    dtype: str,
 ) -> None:
     """Make one image per prompt with the pipeline in folder MODEL, side by side in a PNG."""
     from .pipelines import generate as make
     from .sheet import write_sheet
 
     prompts = _prompts(given, file)
-    pipe = _open(model, device)
+    pipe = _open(model, device, dtype)
     write_sheet(output, [make(pipe, prompts, seed=seed, steps=steps, guidance=guidance)])
     click.echo(f"{len(prompts)} images  {output}")
 
@@ -189,7 +200,7 @@ def generate(
 @click.argument("pruned", type=_PATH)
 @click.option("--sheet", type=_PATH, help="PNG of both pipelines' images.")
 @_sampling
-@_DEVICE
+@_where
 @_JSON
 def evaluate(
     dense: Path,
@@ -201,6 +212,7 @@ def evaluate(
     guidance: float | None,
     seed: int,
     device: str,
+    dtype: str,
     as_json: bool,
 ) -> None:
     """Say how far PRUNED's images are from DENSE's, for the same prompts and seeds."""
@@ -210,7 +222,7 @@ def evaluate(
 
     prompts = _prompts(given, file)
     how: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance}
-    pipes = [_open(folder, device) for folder in (dense, pruned)]
+    pipes = [_open(folder, device, dtype) for folder in (dense, pruned)]
     images = [make(pipe, prompts, **how).float().cpu() for pipe in pipes]
     latents = [make(pipe, prompts, **how, output="latent").float().cpu() for pipe in pipes]
     figures = {
@@ -233,13 +245,15 @@ def evaluate(
 @click.argument("models", nargs=-1, required=True, type=_PATH)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--seconds", default=3.0, show_default=True, help="Of each timing.")
-@_DEVICE
+@_where
 @_JSON
-def bench(models: tuple[Path, ...], batch: int, seconds: float, device: str, as_json: bool) -> None:
+def bench(
+    models: tuple[Path, ...], batch: int, seconds: float, device: str, dtype: str, as_json: bool
+) -> None:
     """Measure the denoisers of pipelines; all but the first against it, in turn."""
     from .report import race, report
 
-    pipes = [_open(folder, device) for folder in models]
+    pipes = [_open(folder, device, dtype) for folder in models]
     prompts = [_NEUTRAL] * batch
     reports = [report(pipe, prompts=prompts, seconds=seconds) for pipe in pipes]
     ratios = [race(pipes[0], pipe, prompts=prompts, seconds=seconds) for pipe in pipes[1:]]
