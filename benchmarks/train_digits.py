@@ -1,6 +1,6 @@
 """Trains the small text-to-image model of pipelines/digits_t2i, from scratch, on one core.
 
-    python benchmarks/train_digits.py [--minutes 25] [--work FOLDER] [--out FOLDER]
+    python benchmarks/train_digits.py [--minutes 20] [--work FOLDER] [--out FOLDER]
 
 A U-Net with cross-attention and a CLIP text encoder, both from nothing, learn by flow matching
 (2210.02747) with logit-normal times (2403.03206) to draw the scenes of _digits.py. What is saved
@@ -343,7 +343,7 @@ def export(pipe: Any, classifier: Classifier, folder: Path) -> None:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument(
-        "--minutes", type=float, default=25.0, help="Of processor time, all runs together."
+        "--minutes", type=float, default=20.0, help="Of processor time, all runs together."
     )
     made.add_argument("--batch", type=int, default=32)
     made.add_argument("--guidance", type=float, default=3.0)

@@ -49,7 +49,7 @@ def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
 
 
 def open_pipeline(
-    folder: Path, *, dtype: str = "float32", device: str | torch.device = "cpu"
+    folder: Path | str, *, dtype: str = "float32", device: str | torch.device = "cpu"
 ) -> Any:
     """The pipeline in a folder, pruned or not, ready to be called.
 

@@ -14,8 +14,6 @@ from compress3g.errors import ConfigError
 
 from .tiny import captions, classes
 
-# diffusers hands numpy a tensor.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SCHEDULERS = {
     "epsilon": diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
     "velocity": diffusers.DDIMScheduler(

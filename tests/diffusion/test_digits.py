@@ -85,4 +85,4 @@ def test_the_shipped_model_draws_what_it_is_told(classifier):
 def test_it_is_small_enough_to_ship():
     files = [f for f in FOLDER.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 8e6
-    assert {f.suffix for f in files} <= {".json", ".safetensors", ".txt", ".md"}
+    assert {f.suffix for f in files} <= {".json", ".safetensors", ".txt", ".md", ".png"}
