@@ -23,7 +23,8 @@ BLOCKS = [
 
 @pytest.fixture
 def pages_folder(tmp_path, monkeypatch):
-    """Where the pages' examples find MODEL, a pruned SMALL, and texts.txt."""
+    """Where the pages' examples find MODEL, a pruned SMALL, texts.txt, and shipped pipelines."""
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     folder(tmp_path / "MODEL", "encoder")
     (tmp_path / "texts.txt").write_text("the old cat sleeps\na quick dog runs over the house\n" * 4)
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _COMMANDS = {
     "nerf": ("compress3g.nerf.cli:app", "Train, prune, render and inspect radiance fields."),
     "prune": ("compress3g.transformer.cli:prune", "Prune a Hugging Face transformer."),
+    "diffusion": ("compress3g.diffusion.cli:app", "Prune and compare text-to-image pipelines."),
     "index": ("compress3g.retrieval.cli:app", "Index, search and evaluate pages of documents."),
     "profile": ("compress3g.cli.profile:profile", "Say what a function costs, or which is faster."),
     "doctor": ("compress3g.cli.doctor:doctor", "Say which backends run here, and what would help."),
@@ -106,7 +107,9 @@ def _code_of(error: BaseException, verbose: bool) -> int:
         _complain(f"{where}{error.strerror or error}{remedy}")
         return 2
     if _out_of_memory(error):
-        _complain("out of memory: make the model, the images (--downscale) or --size smaller")
+        _complain(
+            "out of memory: make the model, --batch, the images (--downscale) or --size smaller"
+        )
         return 2
     if isinstance(error, Compress3GError):
         _complain(str(error))

@@ -106,6 +106,21 @@ def _flux(model: nn.Module, batch: int) -> Tensor:
     ).sample
 
 
+def _classes(model: nn.Module, batch: int) -> Tensor:
+    steps = torch.full((batch,), 7)
+    return model(_noise(batch, 4, 8, 8), timestep=steps, class_labels=torch.arange(batch)).sample
+
+
+def _captioned(model: nn.Module, batch: int) -> Tensor:
+    mask = torch.ones(batch, 5)
+    mask[-1, 3:] = 0
+    options: dict[str, Any] = {"timestep": torch.full((batch,), 7), "encoder_attention_mask": mask}
+    if "PixArt" in type(model).__name__:
+        options["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+    context = _noise(batch, 5, 16)
+    return model(_noise(batch, 4, 8, 8), encoder_hidden_states=context, **options).sample
+
+
 def _mamba() -> Architecture:
     def build() -> nn.Module:
         import transformers
@@ -177,6 +192,15 @@ _UNET = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
+_DIT = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+}
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DConditionModel SD": _diffusers(
         "UNet2DConditionModel", _unet, attention_head_dim=4, **_UNET
@@ -221,6 +245,26 @@ ARCHITECTURES: dict[str, Architecture] = {
         joint_attention_dim=16,
         pooled_projection_dim=16,
         axes_dims_rope=(2, 2, 4),
+    ),
+    "DiTTransformer2DModel": _diffusers(
+        "DiTTransformer2DModel", _classes, num_embeds_ada_norm=10, **_DIT
+    ),
+    "PixArtTransformer2DModel": _diffusers(
+        "PixArtTransformer2DModel", _captioned, cross_attention_dim=32, caption_channels=16, **_DIT
+    ),
+    "SanaTransformer2DModel": _diffusers(
+        "SanaTransformer2DModel",
+        _captioned,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=16,
     ),
     "BertModel": _transformer("BertModel", "BertConfig", vocab_size=50),
     "RobertaModel": _transformer("RobertaModel", "RobertaConfig", vocab_size=50),

@@ -1,0 +1,126 @@
+"""Scores of a denoiser's units by name of a method, and the prompts they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ..core import Gates
+from ..criteria import CRITERIA, gather, score
+from ..errors import ConfigError
+from .calibration import lessons, loss
+from .pipelines import denoiser_of
+from .prune import KINDS, priced_units
+
+METHODS = ("magnitude", "random", "taylor", "fisher", "ecodiff")
+
+
+def _of(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneConfig:
+    """Everything that decides what goes, besides the pipeline and the prompts."""
+
+    method: Literal["magnitude", "random", "taylor", "fisher", "ecodiff"] = _of(
+        "taylor", "How units are scored; ecodiff learns masks, which takes longest."
+    )
+    ratio: float = _of(0.2, "Share of the denoiser's parameters that goes, between 0 and 1.")
+    scope: Literal["auto", "global", "layer"] = _of(
+        "auto", "Rank all units in one list, or take the same share of every group."
+    )
+    kinds: str = _of(",".join(KINDS), "What may go, of heads, neurons and groups (of channels).")
+    round_to: int = _of(16, "Kept channels are a multiple of this.")
+    steps: int = _of(20, "Denoising steps of the images that are looked at.")
+    guidance: float | None = _of(None, "Guidance of these images; unset: the pipeline's own.")
+    samples: int = _of(64, "Prompts that are looked at.")
+    batch: int = _of(8, "Prompts at a time.")
+    updates: int = _of(100, "Optimiser steps of ecodiff.")
+    seed: int = _of(0, "Of everything random.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the option for every value nothing can be pruned with."""
+        if self.method not in METHODS:
+            raise ConfigError(f"--method {self.method!r} is unknown: choose {', '.join(METHODS)}")
+        if not 0 < self.ratio < 1:
+            raise ConfigError(f"--ratio {self.ratio} is not a share between 0 and 1")
+        for name in ("round_to", "steps", "samples", "batch", "updates"):
+            if getattr(self, name) < 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} {getattr(self, name)} is less than 1")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The kinds as a tuple."""
+        return tuple(part.strip() for part in self.kinds.split(",") if part.strip())
+
+    @property
+    def looks(self) -> bool:
+        """Whether the method looks at prompts."""
+        return self.method == "ecodiff" or CRITERIA[self.method].needs != "nothing"
+
+    def how(self) -> dict[str, Any]:
+        """What `prune` is told besides the scores."""
+        options: dict[str, Any] = {"ratio": self.ratio, "round_to": self.round_to}
+        options |= {"kinds": self.wanted, "method": self.method}
+        if self.method == "ecodiff":
+            return {**options, "scope": "global" if self.scope == "auto" else self.scope}
+        criterion = CRITERIA[self.method]
+        scope = criterion.scope if self.scope == "auto" else self.scope
+        per_cost = criterion.per_cost and scope == "global"
+        return {**options, "scope": scope, "per_cost": per_cost, "normalize": criterion.normalize}
+
+
+def scores_of(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Gates | Any:
+    """Scores by the configured method, or for "ecodiff" what `learn_masks` returns.
+
+    Raises ConfigError when a method that looks at prompts is given none.
+    """
+    if config.looks and not prompts:
+        raise ConfigError(f"--method {config.method} needs --prompts FILE")
+    prompts = prompts[: config.samples]
+    if config.method == "ecodiff":
+        return _learned(pipe, prompts, config)
+    denoiser = denoiser_of(pipe)[1]
+    criterion = CRITERIA[config.method]
+    units = priced_units(denoiser, config.wanted)
+    batches = _batches(pipe, prompts, config) if config.looks else ()
+    generator = torch.Generator().manual_seed(config.seed)
+    learnable = [p for p in denoiser.parameters() if p.requires_grad]
+    denoiser.requires_grad_(False)
+    try:
+        evidence = gather(denoiser, units, [criterion], batches, loss=loss, generator=generator)
+        found, _ = score(criterion, evidence)
+    finally:
+        for p in learnable:
+            p.requires_grad_(True)
+    return found
+
+
+def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence[Any]:
+    return lessons(
+        pipe, prompts, batch=config.batch, steps=config.steps, guidance=config.guidance,
+        seed=config.seed,
+    )  # fmt: skip
+
+
+def _learned(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Any:
+    try:
+        from .config import EcoDiffConfig  # type: ignore[import-not-found, unused-ignore]
+        from .ecodiff import learn_masks  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise ConfigError("--method ecodiff is not in this version: use taylor or fisher") from None
+    options = EcoDiffConfig(
+        target=config.ratio,
+        steps=config.steps,
+        updates=config.updates,
+        batch=config.batch,
+        guidance=config.guidance,
+        seed=config.seed,
+    )
+    units = priced_units(denoiser_of(pipe)[1], config.wanted)
+    return learn_masks(pipe, prompts, options, units=units)

@@ -1,0 +1,149 @@
+"""`compress3g diffusion` from outside: what it writes, and one line for what it cannot use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from compress3g.cli.main import main
+from compress3g.diffusion.pruned_models import save
+from compress3g.diffusion.units import units_of
+
+from .tiny import captions
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A dense pipeline and prompts for it."""
+    folder = tmp_path_factory.mktemp("cli")
+    save(captions(), folder / "dense")
+    (folder / "prompts.txt").write_text("a red seven\n\na blue three above a red seven\n")
+    (folder / "empty.txt").write_text("\n \n")
+    return folder
+
+
+def run(capsys, *words):
+    code = main(["diffusion", *map(str, words)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def size_of(file):
+    with Image.open(file) as image:
+        return image.size
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random", "taylor", "fisher"])
+def test_prune_writes_a_smaller_pipeline(work, method, tmp_path, capsys):
+    code, out, err = run(
+        capsys, "prune", work / "dense", tmp_path / "small", "--method", method, "--ratio", "0.2",
+        "--prompts", work / "prompts.txt", "--steps", 3, "--round-to", 4, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    told = json.loads(out)
+    assert 0.2 <= 1 - told["pruned"]["params"] / told["dense"]["params"] < 0.25
+    assert told["pruned"]["macs"] < told["dense"]["macs"]
+    config = json.loads((tmp_path / "small" / "unet" / "config.json").read_text())
+    assert config["compress3g"]["method"] == method
+
+
+def test_the_whole_way_from_one_pipeline_to_a_compared_one(work, tmp_path, capsys):
+    small, sheet = tmp_path / "small", tmp_path / "sheet.png"
+    prompts = ["--prompts", work / "prompts.txt", "--steps", 2]
+    code, out, _ = run(
+        capsys, "prune", work / "dense", small, "--method", "magnitude", "--ratio", 0.15,
+        "--round-to", 1, *prompts, "--sheet", sheet,
+    )  # fmt: skip
+    assert code == 0
+    assert "of the parameters and" in out
+    assert size_of(sheet) == (2 * 66, 2 * 66)
+    code, out, _ = run(capsys, "eval", work / "dense", small, *prompts, "--json")
+    assert code == 0
+    figures = json.loads(out)
+    assert figures["latent_error"] > 0
+    assert figures["ssim"] < 1
+    code, out, _ = run(capsys, "eval", small, small, *prompts, "--json")
+    assert json.loads(out)["latent_error"] == 0
+    assert json.loads(out)["ssim"] == pytest.approx(1)
+    code, out, _ = run(capsys, "bench", work / "dense", small, "--seconds", 0.05, "--json")
+    assert code == 0
+    dense, pruned = json.loads(out)
+    assert pruned["params"] < dense["params"]
+    assert len(pruned["time_ratio"]) == 3
+    picture = tmp_path / "one.png"
+    code, out, _ = run(capsys, "generate", small, "-o", picture, "--prompt", "a red", "--steps", 2)
+    assert (code, size_of(picture)) == (0, (66, 66))
+
+
+def test_inspect_reads_no_weights(work, tmp_path, capsys):
+    for file in ("model_index.json", "unet/config.json"):
+        target = tmp_path / file
+        target.parent.mkdir(exist_ok=True)
+        target.write_text((work / "dense" / file).read_text())
+    code, out, _ = run(capsys, "inspect", tmp_path, "--json")
+    assert code == 0
+    told = json.loads(out)
+    unet = captions().unet
+    assert told["params"] == sum(p.numel() for p in unet.parameters())
+    assert [u["name"] for u in told["units"]] == [u.name for u in units_of(unet)]
+    code, out, _ = run(capsys, "inspect", tmp_path)
+    assert "parameters can go" in out
+
+
+def test_a_toml_file_gives_options_and_flags_win(work, tmp_path, capsys):
+    (tmp_path / "o.toml").write_text('method = "magnitude"\nratio = 0.1\nround_to = 1\n')
+    code, _, err = run(
+        capsys, "prune", work / "dense", tmp_path / "small", "--config", tmp_path / "o.toml",
+        "--ratio", 0.15,
+    )  # fmt: skip
+    assert code == 0, err
+    config = json.loads((tmp_path / "small" / "unet" / "config.json").read_text())["compress3g"]
+    assert (config["method"], config["ratio"]) == ("magnitude", 0.15)
+
+
+PRUNE = ("prune", "{dense}", "{out}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*PRUNE, "--ratio", "1.2", "--method", "magnitude"), "--ratio 1.2 is not a share"),
+        ((*PRUNE, "--ratio", "0.95", "--method", "magnitude"), "cannot be reached"),
+        ((*PRUNE, "--method", "taylor"), "needs --prompts"),
+        ((*PRUNE, "--prompts", "{empty}"), "has no prompt"),
+        ((*PRUNE, "--prompts", "{absent}"), "No such file"),
+        ((*PRUNE, "--method", "magic"), "magic"),
+        ((*PRUNE, "--method", "magnitude", "--kinds", "layers"), "'layers' is no kind"),
+        ((*PRUNE, "--method", "magnitude", "--round-to", "0"), "--round-to 0 is less than 1"),
+        ((*PRUNE, "--method", "magnitude", "--sheet", "{out}.png"), "--sheet needs --prompts"),
+        (("prune", "{absent}", "{out}", "--method", "magnitude"), "does not exist"),
+        (("prune", "{dense}", "{dense}", "--method", "magnitude"), "exists already"),
+        (("inspect", "{absent}"), "no model_index.json"),
+        (("generate", "{dense}", "-o", "{out}"), "Give --prompt"),
+        (("eval", "{dense}", "{absent}", "--prompt", "a"), "does not exist"),
+        (("bench", "{absent}"), "does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(work, words, says, tmp_path, capsys):
+    places = {"dense": work / "dense", "empty": work / "empty.txt"}
+    places |= {"out": tmp_path / "out", "absent": tmp_path / "absent"}
+    code, _, err = run(capsys, *(w.format(**places) for w in words))
+    assert code == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pruned_folder_edited_by_hand_is_one_line(work, tmp_path, capsys):
+    small = tmp_path / "small"
+    run(capsys, "prune", work / "dense", small, "--method", "magnitude", "--round-to", 1)
+    file = small / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    name = next(iter(config["compress3g"]["groups"]))
+    config["compress3g"]["groups"][name]["keep"] = "AAAA"
+    file.write_text(json.dumps(config))
+    code, _, err = run(capsys, "generate", small, "-o", tmp_path / "o.png", "--prompt", "a")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "was edited" in err
