@@ -1,12 +1,12 @@
-"""Memory and time of the last latent's gradient by the number of steps, each case in its own process.
+"""Memory and time of the last latent's gradient by the number of steps.
 
     python benchmarks/diffusion_memory.py [--quick] [--json]
 
 A random U-Net (64 and 128 channels, two resolutions, cross-attention), latents of 32 x 32, guidance
 in one batch of two, DDIM; the gradient at a gate on every head, neuron and channel group, weights
-frozen. Memory: the peak of the process's resident memory over what it was before the trajectory
-(model and libraries loaded, one step run for warm-up). Time: CPU seconds of one gradient, the least
-of the runs; each round runs all methods, in an order drawn anew. One thread.
+frozen. Memory: the peak of a process's resident memory, one for each case, over what it was before
+the trajectory (model and libraries loaded, one forward pass for warm-up). Time: CPU seconds of one
+gradient, the least of the runs; each round runs all methods, in an order drawn anew. One thread.
 
     plain      backpropagation through all steps
     rollout    time-step checkpointing; "keep 1" lets the last step keep its graph

@@ -1,9 +1,9 @@
 """The gradient of the last latent, in memory that does not grow with the number of steps.
 
-Time-step checkpointing (EcoDiff 2412.02852, section 3.3): the first pass keeps the latents and what
-the scheduler remembers, the backward pass runs one step at a time again, the last one first. Here it
-is exact for schedulers that remember tensors between steps, too: the gradient goes through what they
-remember as it goes through the latent.
+Time-step checkpointing (EcoDiff 2412.02852, section 3.3): the first pass keeps the latents and
+what the scheduler remembers, the backward pass runs one step at a time again, the last one first.
+Here it is exact for schedulers that remember tensors between steps, too: the gradient goes through
+what they remember as it goes through the latent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def rollout(
     keep_last: int | Literal["auto"] = 0,
     offload_latents: bool = False,
 ) -> Latent:
-    """The last latent, step(... step(step(z, 0), 1) ..., steps - 1), differentiable in z and inputs.
+    """The latent after step(z, 0) to step(z, steps - 1), differentiable in z and `inputs`.
 
     The backward pass needs the memory of one step, whatever their number, and equals plain
     backpropagation bit for bit where the arithmetic is deterministic. It costs 2F + B (F a forward,
