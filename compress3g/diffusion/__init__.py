@@ -1,7 +1,12 @@
 """Diffusion models: what can be removed from denoisers, and gradients through whole samplers."""
 
+from .config import EcoDiffConfig
+from .ecodiff import learn_masks
+from .learned import Learned
 from .sampling import Replay
 from .trajectory import Recording, rollout
 from .units import units_of
 
-__all__ = ["Recording", "Replay", "rollout", "units_of"]
+__all__ = [
+    "EcoDiffConfig", "Learned", "Recording", "Replay", "learn_masks", "rollout", "units_of",
+]  # fmt: skip
