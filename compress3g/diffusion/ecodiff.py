@@ -59,7 +59,7 @@ def learn_masks(
 ) -> Learned:
     """Masks under which the last latent of a diffusers pipeline changes least.
 
-        min over logits  E || F(z_T, y) - F(z_T, y, M) ||^2 / n  +  budget on E[cost of M]
+        min over logits  E[ || F(z_T, y) - F(z_T, y, M) ||^2 / || F(z_T, y) ||^2 ]  +  budget
 
     with F the whole sampler, weights frozen, one mask for all steps, drawn once per trajectory and
     sample. The budget is an augmented Lagrangian on the exact expected cost; reg="l1" is the
@@ -217,7 +217,7 @@ class _Learning:
         return {u.name: self.masks.logits[u.name.replace(".", "/")] for u in self.units}
 
     def _last(self, replay: Replay, gates: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared error of the last latent; its gradient goes to the logits."""
+        """Relative squared error of the last latent; its gradient goes to the logits."""
         last = self._teacher.last(replay)
         # The gates stay on during the backward pass, which runs every step again.
         with gated(self.denoiser, self.units, gates):
@@ -226,12 +226,12 @@ class _Learning:
                 keep_last=self.config.keep_last,
                 offload_latents=self.config.offload_latents,
             )
-            loss = (masked.float() - last.float()).square().mean()
+            loss = _error(masked, last, last)
             (loss / self.config.accumulate).backward()
         return loss.detach()
 
     def _each_step(self, replay: Replay, gates: Mapping[str, Tensor]) -> Tensor:
-        """Mean over steps of what one masked step from the dense latents adds (the baseline)."""
+        """Mean over steps of the error one masked step adds to the dense latents (the baseline)."""
         last, recording = replay.record()
         inputs, total = list(gates.values()), torch.zeros((), device=last.device)
         grads = [torch.zeros_like(g) for g in inputs]
@@ -239,7 +239,7 @@ class _Learning:
             for i in range(replay.steps):
                 out = replay.step(recording.again(i), i)
                 after = recording.latent(i + 1) if i + 1 < replay.steps else last
-                loss = (out.float() - after.float()).square().mean() / replay.steps
+                loss = _error(out, after, last) / replay.steps
                 found = torch.autograd.grad(loss, inputs)
                 grads = [g + more for g, more in zip(grads, found, strict=True)]
                 total += loss.detach()
@@ -315,6 +315,11 @@ class _Learning:
         logits = {name: z.detach().cpu().clone() for name, z in self._logits().items()}
         found = Learned(logits, self.config, tuple(self.history), digest(self.units))
         return replace(found, stopped=self.stopped)
+
+
+def _error(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
+    """||ours - theirs||^2 / ||scale||^2: one weight of the budget serves every kind of latent."""
+    return (ours.float() - theirs.float()).square().sum() / scale.float().square().sum()
 
 
 def _share_to_keep(units: Sequence[Units], total: float, config: EcoDiffConfig) -> float:

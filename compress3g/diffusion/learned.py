@@ -25,9 +25,9 @@ class Learned:
     """What `learn_masks` returns.
 
     logits: per Units name, float32 on the CPU; a higher one stays longer.
-    history: per update: `loss` (mean squared error of the latent), `open` (expected share of the
-    prunable cost that stays), `target` (what the budget allowed), `gamma`, `clipped` (share of the
-    drawn gates at exactly 0 or 1, through which the loss has no gradient).
+    history: per update: `loss` (squared error of the latent over its squared norm), `open`
+    (expected share of the prunable cost that stays), `target` (what the budget allowed), `gamma`,
+    `clipped` (share of the drawn gates at exactly 0 or 1, where the loss has no gradient).
     stopped: why learning ended early, or "".
     """
 

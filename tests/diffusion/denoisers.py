@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -53,17 +54,20 @@ Predict = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def scheduler(name: str, steps: int) -> Any:
     """A fresh scheduler at its first step."""
-    kind, options = SCHEDULERS[name]
-    made = getattr(diffusers, kind)(**options)
+    made = copy.deepcopy(_scheduler(name))
     made.set_timesteps(steps)
     return made
 
 
 @lru_cache
+def _scheduler(name: str) -> Any:
+    kind, options = SCHEDULERS[name]
+    return getattr(diffusers, kind)(**options)  # seconds for some
+
+
+@lru_cache
 def denoiser(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A frozen model of its own: `dense` is shared with tests that want float32."""
-    import copy
-
     return copy.deepcopy(dense(DENOISERS[name])).to(dtype).requires_grad_(False)
 
 

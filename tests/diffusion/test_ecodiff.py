@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from compress3g.diffusion.ecodiff import _frozen, _Learning
 from compress3g.errors import BudgetError, ConfigError, FormatError, ScoreError
 
 from .pipelines import OPTIONS, pipeline
+
+# Schedulers of diffusers hand tensors to numpy in a way that numpy 2 does not like.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 PROMPTS = ["a red cat", "blue dog", "three dog"]
 QUICK = {"target": 0.1, "steps": 2, "updates": 3, "accumulate": 2}
@@ -48,25 +52,25 @@ def plant(model):
 
 
 def test_useless_units_are_found_and_the_budget_reached():
-    pipe = copy.deepcopy(pipeline("SD"))
-    planted = plant(pipe.unet)
-    more = {"updates": 26, "accumulate": 1, "batch": 2, "learning_rate": 0.25}
-    learned = learn("SD", pipe, target=0.15, **more)
+    pipe = copy.deepcopy(pipeline("DiT"))
+    planted = plant(pipe.transformer)
+    config = EcoDiffConfig(
+        target=0.03, steps=2, updates=40, accumulate=1, batch=2, learning_rate=0.25
+    )
+    learned = learn_masks(pipe, [0, 1, 5], config)
     useless, useful = [], []
     for name, z in learned.logits.items():
         rest = torch.ones(len(z), dtype=torch.bool)
         rest[planted[name]] = False
         useless.append(z[planted[name]])
         useful.append(z[rest])
-    # Above all useless units are almost all others; those that hardly matter may be as low.
-    least = torch.cat(useless).max()
-    assert float((torch.cat(useful) > least).float().mean()) > 0.98
+    assert float(torch.cat(useless).max()) < float(torch.cat(useful).min())
     last = learned.history[-1]
     assert abs(last["open"] - last["target"]) < 0.02
-    units = price(pipe.unet, units_of(pipe.unet))
+    units = price(pipe.transformer, units_of(pipe.transformer))
     prunable = sum(u.cost["params"] * u.size for u in units)
-    whole = sum(p.numel() for p in pipe.unet.parameters())
-    assert last["target"] == pytest.approx(1 - 0.15 * whole / prunable)
+    whole = sum(p.numel() for p in pipe.transformer.parameters())
+    assert last["target"] == pytest.approx(1 - 0.03 * whole / prunable)
 
 
 def reference(learning, loss):
@@ -84,10 +88,10 @@ def reference(learning, loss):
                 # DDIM and flow matching remember nothing: a step from a dense latent needs no more.
                 z = replay.step(z if loss == "last" else zs[i], i)
                 if loss == "step":
-                    total = total + (z - zs[i + 1]).square().mean() / replay.steps
+                    total = total + (z - zs[i + 1]).square().sum() / replay.steps
         if loss == "last":
-            total = (z - zs[-1]).square().mean()
-        (total / learning.config.accumulate).backward()
+            total = (z - zs[-1]).square().sum()
+        (total / zs[-1].square().sum() / learning.config.accumulate).backward()
     return [z.grad.clone() for z in learning.masks.parameters()]
 
 
@@ -269,35 +273,46 @@ def test_files_that_hold_no_masks_are_refused(tmp_path):
 
 
 _PROCESS = """
-import json, os, sys
-os.environ |= dict(RANK=sys.argv[1], LOCAL_RANK=sys.argv[1], WORLD_SIZE="2",
-                   MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], ACCELERATE_USE_CPU="true")
-sys.path.insert(0, sys.argv[3])
+import sys
+sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from tests.diffusion.test_ecodiff import learn
 learned = learn()
-learned.save(sys.argv[4] + "/" + sys.argv[1])
+learned.save(sys.argv[2])
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_learn_what_one_does(tmp_path):
-    import socket
-
+def test_two_processes_learn_what_one_does(tmp_path, monkeypatch):
+    """The first is this one, with a process group of its own; the second has accelerate make it."""
+    alone = learn()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    second = {"RANK": "1", "LOCAL_RANK": "1", "ACCELERATE_USE_CPU": "true"}
     root = str(Path(__file__).parent.parent.parent)
-    command = [sys.executable, "-W", "ignore", "-c", _PROCESS]
-    started = [
-        subprocess.Popen([*command, str(rank), port, root, str(tmp_path)]) for rank in range(2)
-    ]
-    alone = learn()
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
-    first, second = (Learned.load(tmp_path / str(rank)) for rank in range(2))
-    assert same(first.logits, second.logits)
+    command = [sys.executable, "-W", "ignore", "-c", _PROCESS, root, str(tmp_path / "masks")]
+    with subprocess.Popen(command, env={**os.environ, **place, **second}) as other:
+        for name, value in {**place, "RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        torch.distributed.init_process_group("gloo")
+        try:
+            ours = learn()
+        finally:
+            torch.distributed.destroy_process_group()
+        assert other.wait(timeout=120) == 0
+    theirs = Learned.load(tmp_path / "masks")
+    assert same(ours.logits, theirs.logits)
+    assert ours.history == theirs.history
     for name, z in alone.logits.items():
         # Two sums of two gradients in another order; Adam's first steps divide by them.
-        assert torch.allclose(first.logits[name], z, atol=1e-4)
-    assert json.dumps(first.history) == json.dumps(second.history)
+        assert torch.allclose(ours.logits[name], z, atol=1e-4)
+
+
+def test_processes_that_cannot_share_evenly_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="a multiple of 3"):
+        learn()
