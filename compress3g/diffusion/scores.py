@@ -12,6 +12,8 @@ from ..core import Gates
 from ..criteria import CRITERIA, gather, score
 from ..errors import ConfigError
 from .calibration import lessons, loss
+from .config import EcoDiffConfig
+from .ecodiff import learn_masks
 from .pipelines import denoiser_of
 from .prune import KINDS, priced_units
 
@@ -109,11 +111,6 @@ def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence
 
 
 def _learned(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Any:
-    try:
-        from .config import EcoDiffConfig  # type: ignore[import-not-found, unused-ignore]
-        from .ecodiff import learn_masks  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise ConfigError("--method ecodiff is not in this version: use taylor or fisher") from None
     options = EcoDiffConfig(
         target=config.ratio,
         steps=config.steps,

@@ -1,0 +1,399 @@
+"""EcoDiff: masks learnt through the whole denoising trajectory (2412.02852)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..core import (
+    AugmentedLagrangianBudget,
+    HardConcrete,
+    Masks,
+    Schedule,
+    Units,
+    gated,
+    open_ratio,
+    price,
+)
+from ..core.surgery import digest
+from ..engine.checkpoint import load_tensors, save_tensors
+from ..engine.progress import Progress
+from ..errors import BudgetError, ConfigError, FormatError, ScoreError, require
+from ..profile import count_flops
+from .config import EcoDiffConfig
+from .learned import Learned
+from .pipelines import denoiser_of
+from .sampling import Prompt, Replay
+from .teacher import Teacher
+from .units import units_of
+
+_log = logging.getLogger(__name__)
+_BETA = 0.83  # of the hard concrete gate, as EcoDiff's code has it
+_SAVE_EVERY = 10  # updates
+_TINY = 1e-15  # Adam's epsilon: one neuron's share of the cost is below the usual 1e-8
+
+
+def learn_masks(
+    pipe: Any,
+    prompts: Sequence[Prompt],
+    config: EcoDiffConfig | None = None,
+    *,
+    units: Sequence[Units] | None = None,
+    checkpoint: Path | None = None,
+    cache: Path | None = None,
+    call: Mapping[str, Any] | None = None,
+    after_update: Callable[[int, Mapping[str, float]], object] | None = None,
+) -> Learned:
+    """Masks under which the last latent of a diffusers pipeline changes least.
+
+        min over logits  E[ || F(z_T, y) - F(z_T, y, M) ||^2 / || F(z_T, y) ||^2 ]  +  budget
+
+    with F the whole sampler, weights frozen, one mask for all steps, drawn once per trajectory and
+    sample. The budget is an augmented Lagrangian on the exact expected cost; reg="l1" is the
+    paper's beta |logits| instead.
+
+    prompts: texts, or class labels; units: what may go (default: all of `units_of`); checkpoint: a
+    file to go on from, written every few updates; cache: a folder of dense last latents; call:
+    further options of the pipeline's call (height, ...); after_update: told the number of updates
+    that are done and their last record; False from it ends learning.
+    Several processes (accelerate, torchrun) share the trajectories of each update.
+    Raises BudgetError for a target that cannot be reached, ScoreError when the very first loss is
+    not finite, ConfigError for a pipeline without adapter and for too little memory. A later loss
+    that is not finite ends learning: `stopped` says so, the logits are those before it.
+    """
+    config = config or EcoDiffConfig()
+    learning = _Learning(pipe, prompts, config, units, cache, call or {})
+    if checkpoint is not None and checkpoint.exists():
+        learning.restore(checkpoint)
+    with _frozen(learning.denoiser, config.inner_checkpoint), Progress("learn") as progress:
+        while not learning.stopped and learning.done < config.updates:
+            learning.update()
+            record = learning.history[-1] if learning.history else {}
+            shown = {n: f"{v:.3g}" for n, v in record.items() if n in ("loss", "open")}
+            progress.update(shown, learning.done / config.updates)
+            ends = after_update is not None and after_update(learning.done, record) is False
+            if checkpoint is not None and learning.rank == 0 and not learning.done % _SAVE_EVERY:
+                learning.save(checkpoint)
+            if ends:
+                break
+        if checkpoint is not None and learning.rank == 0:
+            learning.save(checkpoint)
+    return learning.result()
+
+
+class _Learning:
+    """A run: logits, optimiser, multiplier, and how many updates are done."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[Prompt],
+        config: EcoDiffConfig,
+        units: Sequence[Units] | None,
+        cache: Path | None,
+        call: Mapping[str, Any],
+    ) -> None:
+        self.pipe, self.prompts, self.config = pipe, list(prompts), config
+        self.call = dict(call)
+        if config.guidance is not None:
+            self.call["guidance_scale"] = config.guidance
+        self.denoiser = denoiser_of(pipe)[1]
+        self.device = next(self.denoiser.parameters()).device
+        self.rank, self._world = _processes(config)
+        self.units, total = self._priced(units)
+        self._keep = _share_to_keep(self.units, total, config)
+        gate = HardConcrete(beta=_BETA, eps=config.noise_floor)
+        self.masks = Masks(self.units, gate, init=config.init).to(self.device)
+        self.adam = torch.optim.Adam(self.masks.parameters(), lr=config.learning_rate, eps=_TINY)
+        start = float(self._open().detach())
+        finish = max(1, round(config.anneal * config.updates))
+        self._target = Schedule(max(start, self._keep), self._keep, 0, finish, "linear")
+        self._budget = AugmentedLagrangianBudget(
+            self._keep, rho=config.rho, dual_rate=config.dual_rate, reset_below=True
+        )
+        self._teacher = Teacher(self.denoiser, cache)
+        self.done = 0
+        self.history: list[dict[str, float]] = []
+        self.stopped = ""
+
+    def _priced(self, units: Sequence[Units] | None) -> tuple[list[Units], float]:
+        """The units with their cost, and the cost of the whole denoiser."""
+        found = list(units) if units is not None else units_of(self.denoiser)
+        if self.config.cost == "params":
+            total = sum(p.numel() for p in self.denoiser.parameters())
+            return price(self.denoiser, found), float(total)
+        replay = self._replay(0, 0)
+        t = replay.scheduler.timesteps[0]
+        with torch.no_grad():
+            whole = count_flops(lambda: replay.predict(replay.start(), t)).total
+            priced = price(self.denoiser, found, lambda _: replay.predict(replay.start(), t))
+        return priced, float(whole)
+
+    def _open(self) -> Tensor:
+        return open_ratio(self.masks.open(), self.units, self.config.cost)
+
+    def update(self) -> None:
+        """One step of the optimiser; without effect, and the last, when a loss is not finite."""
+        config = self.config
+        self._budget.target = self._target.at(self.done + 1)
+        self.adam.zero_grad()
+        numbers = torch.zeros(2, device=self.device)  # loss and clipped gates
+        try:
+            for m in range(self.rank, config.accumulate, self._world):
+                replay, gates = self._replay(self.done, m), self._draw(m)
+                run = self._last if config.loss == "last" else self._each_step
+                loss_now = run(replay, gates)
+                drawn = torch.cat([g.detach().flatten() for g in gates.values()])
+                clipped = ((drawn == 0) | (drawn == 1)).float().mean()
+                numbers += torch.stack([loss_now, clipped]) / config.accumulate
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise _short_of_memory(error) from error
+        loss, share = self._reduce(numbers)
+        if not math.isfinite(loss) or not self._finite():
+            self._stop(loss)
+            return
+        opened = self._open()
+        self._penalty(opened).backward()
+        self.adam.step()
+        if self._budget.update(float(self._open().detach())) and config.reg == "l0":
+            # Momentum would close units far below the budget, where no loss reaches them again.
+            for z in self.masks.parameters():
+                self.adam.state[z]["exp_avg"].zero_()
+        self.done += 1
+        self.history.append(
+            {
+                "loss": loss,
+                "open": float(self._open().detach()),
+                "target": self._budget.target,
+                "gamma": self._budget.gamma,
+                "clipped": share,
+            }
+        )
+
+    def _replay(self, update: int, m: int) -> Replay:
+        """The m-th trajectory of an update: prompts in an order of their own in every epoch."""
+        first = (update * self.config.accumulate + m) * self.config.batch
+        count = len(self.prompts)
+        seeds, chosen = [], []
+        for sample in range(first, first + self.config.batch):
+            epoch, place = divmod(sample, max(1, count))
+            order = torch.randperm(count, generator=_generator(self.config.seed, 0, epoch))
+            chosen.append(self.prompts[int(order[place])] if count else "")
+            # A first noise of its own for every sample: with one for all, masks fit that noise.
+            seeds.append(_seed(self.config.seed, 1, sample) % 2**31)
+        return Replay.of(
+            self.pipe,
+            chosen if count else [],
+            steps=self.config.steps,
+            seed=seeds,
+            halves=self.config.halves,
+            call=self.call,
+        )
+
+    def _draw(self, m: int) -> dict[str, Tensor]:
+        """Gates (batch, n) of a trajectory, one mask per sample; the same whoever draws them."""
+        batch, device = self.config.batch, self.device
+        generator = _generator(self.config.seed, 2, self.done, m, device=device)
+        gate = self.masks.gate
+        return {
+            name: gate.sample(z.expand(batch, -1), generator=generator)
+            for name, z in self._logits().items()
+        }
+
+    def _logits(self) -> dict[str, Tensor]:
+        return {u.name: self.masks.logits[u.name.replace(".", "/")] for u in self.units}
+
+    def _last(self, replay: Replay, gates: Mapping[str, Tensor]) -> Tensor:
+        """Relative squared error of the last latent; its gradient goes to the logits."""
+        last = self._teacher.last(replay)
+        # The gates stay on during the backward pass, which runs every step again.
+        with gated(self.denoiser, self.units, gates):
+            masked = replay.run(
+                list(gates.values()),
+                keep_last=self.config.keep_last,
+                offload_latents=self.config.offload_latents,
+            )
+            loss = _error(masked, last, last)
+            (loss / self.config.accumulate).backward()
+        return loss.detach()
+
+    def _each_step(self, replay: Replay, gates: Mapping[str, Tensor]) -> Tensor:
+        """Mean over steps of the error one masked step adds to the dense latents (the baseline)."""
+        last, recording = replay.record()
+        inputs, total = list(gates.values()), torch.zeros((), device=last.device)
+        grads = [torch.zeros_like(g) for g in inputs]
+        with gated(self.denoiser, self.units, gates), replay.seeded():
+            for i in range(replay.steps):
+                out = replay.step(recording.again(i), i)
+                after = recording.latent(i + 1) if i + 1 < replay.steps else last
+                loss = _error(out, after, last) / replay.steps
+                found = torch.autograd.grad(loss, inputs)
+                grads = [g + more for g, more in zip(grads, found, strict=True)]
+                total += loss.detach()
+        torch.autograd.backward(inputs, [g / self.config.accumulate for g in grads])
+        return total
+
+    def _penalty(self, opened: Tensor) -> Tensor:
+        if self.config.reg == "l0":
+            return self._budget.penalty(opened)
+        # Per group, then per kind, then summed, as EcoDiff's code does.
+        kinds: dict[str, list[Tensor]] = {}
+        for name, z in self._logits().items():
+            kinds.setdefault(name.rpartition(".")[2], []).append(z.abs().mean())
+        return self.config.beta * torch.stack([torch.stack(k).mean() for k in kinds.values()]).sum()
+
+    def _reduce(self, numbers: Tensor) -> list[float]:
+        """Sums over processes, of the logits' gradients too."""
+        if self._world > 1:
+            dist.all_reduce(numbers)
+            for z in self.masks.parameters():
+                z.grad = torch.zeros_like(z) if z.grad is None else z.grad
+                dist.all_reduce(z.grad)
+        return [float(x) for x in numbers]
+
+    def _finite(self) -> bool:
+        return all(z.grad is None or bool(z.grad.isfinite().all()) for z in self.masks.parameters())
+
+    def _stop(self, loss: float) -> None:
+        self.stopped = (
+            f"the loss or its gradient is not finite at update {self.done + 1} (loss {loss:g}): "
+            "use bfloat16 or float32, or a smaller learning rate"
+        )
+        if not self.done:
+            raise ScoreError(self.stopped)
+        _log.warning("%s; the masks are those of update %d", self.stopped, self.done)
+
+    def save(self, path: Path) -> None:
+        """Writes all that the next update depends on."""
+        tensors = {f"logits/{name}": z for name, z in self._logits().items()}
+        for name, z in self._logits().items():
+            for key, value in self.adam.state[z].items():
+                tensors[f"{key}/{name}"] = value
+        state = {"done": self.done, "history": self.history, "gamma": self._budget.gamma}
+        save_tensors(path, tensors, {**self._about(), **state})
+
+    def restore(self, path: Path) -> None:
+        """Raises FormatError for the checkpoint of another run."""
+        tensors, about = load_tensors(path)
+        for name, now in self._about().items():
+            then = about.get(name)
+            if then != now:
+                was = _difference(then, now) if name == "config" else "other prompts, model or call"
+                raise FormatError(f"{path} is a checkpoint of another run ({was}): remove it")
+        for name, z in self._logits().items():
+            z.data.copy_(tensors[f"logits/{name}"])
+            self.adam.state[z] = {
+                key: tensors[f"{key}/{name}"].to("cpu" if key == "step" else z.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.done, self.history = about["done"], about["history"]
+        self._budget.load_state_dict({"gamma": about["gamma"]})
+
+    def _about(self) -> dict[str, Any]:
+        text = json.dumps([self.prompts, sorted(self.call.items())], default=repr)
+        return {
+            "config": dataclasses.asdict(self.config),
+            "digest": digest(self.units),
+            "asked": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def result(self) -> Learned:
+        """The logits as they stand."""
+        logits = {name: z.detach().cpu().clone() for name, z in self._logits().items()}
+        found = Learned(logits, self.config, tuple(self.history), digest(self.units))
+        return replace(found, stopped=self.stopped)
+
+
+def _error(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
+    """||ours - theirs||^2 / ||scale||^2: one weight of the budget serves every kind of latent."""
+    return (ours.float() - theirs.float()).square().sum() / scale.float().square().sum()
+
+
+def _share_to_keep(units: Sequence[Units], total: float, config: EcoDiffConfig) -> float:
+    """Share of the prunable cost that stays when `target` of the whole goes."""
+    prunable = sum(u.cost[config.cost] * u.size for u in units)
+    floor = sum(u.cost[config.cost] for u in units)
+    keep = 1 - config.target * total / prunable
+    if keep * prunable < floor:
+        most = math.floor(1000 * (prunable - floor) / total) / 1000
+        raise BudgetError(
+            f"a target of {config.target:g} cannot be reached: {prunable / total:.1%} of the "
+            f"denoiser's {config.cost} can go, less one unit per group; give at most {most:g}"
+        )
+    return keep
+
+
+def _difference(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    name = next((n for n in now if (then or {}).get(n) != now[n]), "")
+    return f"{name} {(then or {}).get(name)!r} instead of {now.get(name)!r}"
+
+
+def _short_of_memory(error: RuntimeError) -> Exception:
+    """One line that says what lowers the need, when memory was the problem."""
+    text = str(error)
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+        return error
+    return ConfigError(
+        "out of memory while learning masks: lower it with --inner-checkpoint, --halves, "
+        "--offload-latents, --keep-last 0, --batch 1, or a smaller picture"
+    )
+
+
+def _seed(*numbers: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+
+
+def _generator(*numbers: int, device: Any = "cpu") -> torch.Generator:
+    """Random numbers that depend on nothing but these numbers: runs resume and split exactly."""
+    return torch.Generator(device).manual_seed(_seed(*numbers))
+
+
+def _processes(config: EcoDiffConfig) -> tuple[int, int]:
+    """Rank and number of processes. Raises ConfigError when they cannot share an update evenly."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        require("accelerate", extra="diffusion", purpose="several processes").PartialState()
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    world = dist.get_world_size()
+    if config.accumulate % world:
+        raise ConfigError(
+            f"{world} processes cannot share {config.accumulate} trajectories evenly: give "
+            f"--accumulate a multiple of {world}"
+        )
+    return dist.get_rank(), world
+
+
+@contextmanager
+def _frozen(model: Any, inner_checkpoint: bool) -> Iterator[None]:
+    """Weights without gradients, no dropout, perhaps blocks checkpointed; afterwards as before."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    training: dict[nn.Module, bool] = {m: m.training for m in model.modules()}
+    enable = inner_checkpoint and not getattr(model, "is_gradient_checkpointing", False)
+    model.requires_grad_(False).eval()
+    try:
+        if enable:
+            try:
+                model.enable_gradient_checkpointing()
+            except (AttributeError, ValueError) as error:
+                raise ConfigError(f"no --inner-checkpoint for this denoiser: {error}") from None
+        yield
+    finally:
+        if enable and getattr(model, "is_gradient_checkpointing", False):
+            model.disable_gradient_checkpointing()
+        for p in wanted:
+            p.requires_grad_(True)
+        for module, mode in training.items():
+            module.training = mode
