@@ -134,7 +134,9 @@ def mean(rows: dict[str, Any], method: str, ratio: float) -> float:
 def main() -> None:
     made_by = parser(__doc__)
     made_by.add_argument("--methods", default="random,magnitude,taylor,fisher,ecodiff")
-    made_by.add_argument("--sheet", type=Path, help="Folder for PNGs: dense, then 20 % and 30 %.")
+    made_by.add_argument(
+        "--sheet", type=Path, help="Folder for PNGs: dense, then 20 and 30 percent."
+    )
     options = made_by.parse_args()
     torch.set_num_threads(1)
     rows, seeds = run(options)

@@ -135,8 +135,7 @@ def build(seed: int) -> Any:
         cross_attention_dim=_WIDTH,
         attention_head_dim=(2, 4, 6),
         norm_num_groups=8,
-        # Words pooled into the time embedding: by cross-attention alone they were still ignored
-        # after 900 steps.
+        # Words pooled into the time embedding reach every block from the first step on.
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )

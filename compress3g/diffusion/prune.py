@@ -148,16 +148,49 @@ def decide(
             low, keep = middle, tried
         else:
             high = middle
-    return keep
+    ranked = {u.name: scores[u.name] / (u.cost["params"] if per_cost else 1.0) for u in units}
+    return _given_back(keep, ranked, units, gone(keep) - removed, round_to, scope)
+
+
+def _given_back(
+    keep: Keep, scores: Gates, units: Sequence[Units], spare: float, round_to: int, scope: Scope
+) -> Keep:
+    """With what rounding took too much: one multiple of a group at a time, while it fits.
+
+    Groups of one size lose their next multiple at the same share: without this, methods would be
+    compared at unlike sizes. Next is the group whose best lost unit scores most ("global"), or the
+    group with the smallest share left ("layer").
+    """
+    orders = {u.name: scores[u.name].cpu().argsort(descending=True, stable=True) for u in units}
+    counts = {u.name: len(keep[u.name]) for u in units}
+
+    def more(u: Units) -> int:
+        return min(_multiple(u, round_to), u.size - counts[u.name])
+
+    def urgency(u: Units) -> float:
+        if scope == "layer":
+            return -counts[u.name] / u.size
+        return float(scores[u.name][orders[u.name][counts[u.name]]])
+
+    while fitting := [u for u in units if 0 < more(u) * u.cost["params"] <= spare]:
+        chosen = max(fitting, key=urgency)
+        spare -= more(chosen) * chosen.cost["params"]
+        counts[chosen.name] += more(chosen)
+    return {name: order[: counts[name]].sort().values for name, order in orders.items()}
+
+
+def _multiple(u: Units, round_to: int) -> int:
+    """Units of a group that go and stay together; 1 where the group has no more than that."""
+    multiple = 1 if kind_of(u) == "heads" else -(-round_to // u.reads[0].chunk)
+    return multiple if u.size > multiple else 1
 
 
 def _rounded(keep: Keep, scores: Gates, units: Sequence[Units], round_to: int) -> Keep:
     """Kept channels down to a multiple, but at least one multiple, where a group has more."""
     rounded = dict(keep)
     for u in units:
-        multiple = 1 if kind_of(u) == "heads" else -(-round_to // u.reads[0].chunk)
-        count = len(keep[u.name])
-        if multiple > 1 and u.size > multiple and count < u.size:
+        multiple, count = _multiple(u, round_to), len(keep[u.name])
+        if multiple > 1 and count < u.size:
             wanted = max(multiple, count // multiple * multiple)
             rounded[u.name] = best(scores[u.name].cpu(), wanted)
     return rounded

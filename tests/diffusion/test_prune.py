@@ -143,3 +143,25 @@ def test_a_higher_score_stays():
     stays = [s for u in units for s in scores[u.name][keep[u.name]].tolist()]
     floors = [float(scores[u.name].max()) for u in units]
     assert max(gone) <= min(s for s in stays if s not in floors)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_rounding_does_not_take_much_more_than_was_asked_for(scope):
+    """At every ratio no multiple could come back without missing it."""
+    model = dense("UNet2DConditionModel SDXL")
+    units = price(model, units_of(model))
+    scores, total = random_scores(units), size(model)
+    for ratio in (0.1, 0.2, 0.3):
+        keep = decide(scores, units, ratio * total, total, scope=scope, round_to=8)
+        gone = sum(u.cost["params"] * (u.size - len(keep[u.name])) for u in units)
+        cheapest = min(
+            u.cost["params"] * (1 if kind_of(u) == "heads" else max(1, 8 // u.reads[0].chunk))
+            for u in units
+            if len(keep[u.name]) < u.size
+        )
+        assert ratio * total <= gone < ratio * total + cheapest
+        for u in units:  # still the best of each group
+            kept = scores[u.name][keep[u.name]]
+            assert float(kept.min()) >= float(
+                scores[u.name].sort(descending=True).values[len(kept) - 1]
+            )
