@@ -146,7 +146,7 @@ class Index:
                 raise ConfigError("the index was built from vectors: search it with vectors too")
             from .encoders import load_encoder
 
-            self._use(load_encoder(name, saliency=self.config.saliency))
+            self._use(load_encoder(name, signals=self.config.signals))
         assert self._encoder is not None
         return self._encoder
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..errors import DocumentError
+from ..errors import DocumentError, VectorError
 from .catalog import Change, DocumentRow, NewSegment
 from .config import IndexConfig
-from .encoding import Encoding, raw_rows, stored_vectors
-from .pool import pool
-from .prune import keep_patches
+from .encoding import GIVEN, Encoding, raw_rows, stored_vectors
+from .reduce import reduced
 from .segment import SegmentWriter
 from .vectors import PageVectors, check_vectors
 from .writer import Writer
@@ -23,18 +22,6 @@ COMMIT_SECONDS = 60.0
 _BUFFER = 1 << 17  # vectors held before they are written, 64 MiB in float
 _DRIFT = 1.25
 _log = logging.getLogger(__name__)
-
-
-def reduced(page: PageVectors, config: IndexConfig, where: str, dimension: int) -> PageVectors:
-    """The page pruned and merged as the configuration says.
-
-    Raises VectorError naming `where` for vectors that are NaN, zero, not unit or of another
-    dimension.
-    """
-    check_vectors(page.vectors, where, dimension=dimension)
-    if config.keep != 1.0:
-        page = page.take(keep_patches(page, config.keep))
-    return pool(page, config.pool) if config.pool > 1 else page
 
 
 class Intake:
@@ -48,6 +35,9 @@ class Intake:
     ) -> None:
         self._writer, self._config, self._encoding = writer, config, encoding
         self._dimension = dimension
+        encoded = bool(writer.snapshot().meta["encoder"])
+        kept: Sequence[str] = config.signals if encoded else (GIVEN,)
+        self._signals = kept if config.store != "none" else ()
         self._codebook = writer.snapshot().codebook
         self._segment: SegmentWriter | None = None
         self._documents: list[DocumentRow] = []
@@ -76,7 +66,8 @@ class Intake:
         try:
             for i, page in enumerate(pages):
                 where = f"{document.path} page {i + 1}"
-                page = reduced(page, self._config, where, self._dimension)
+                check_vectors(page.vectors, where, dimension=self._dimension)
+                page = self._reduced(page, where)
                 buffer.append(page)
                 count, vectors = count + 1, vectors + len(page)
                 if sum(map(len, buffer)) >= _BUFFER:
@@ -102,6 +93,13 @@ class Intake:
             self.commit()
         return count, vectors
 
+    def _reduced(self, page: PageVectors, where: str) -> PageVectors:
+        codebook = None if self._encoding is None else self._encoding.codebook
+        try:
+            return reduced(page, self._config, codebook)
+        except VectorError as error:
+            raise VectorError(f"{where}: {error}") from None
+
     def known(self, path: str) -> DocumentRow | None:
         """The living document of that path, committed or about to be."""
         pending = [d for d in self._documents if d.path == path]
@@ -118,7 +116,7 @@ class Intake:
         if self._segment is None:
             self._segment = SegmentWriter(self._writer.new_folder("seg"))
         ids = self._writer.new_pages(len(pages))
-        rows = raw_rows(list(ids), pages)
+        rows = raw_rows(list(ids), pages, self._signals)
         if self._encoding is not None:
             x = stored_vectors(rows)
             assert x is not None
