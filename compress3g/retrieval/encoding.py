@@ -99,7 +99,7 @@ class Encoding:
 
     @classmethod
     def train(
-        cls, vectors: Iterable[Float16[np.ndarray, "m d"]], pages: int, config: IndexConfig
+        cls, vectors: Iterable[Float16[np.ndarray, "_ d"]], pages: int, config: IndexConfig
     ) -> Encoding:
         """Learns from a uniform sample of the vectors of so many pages, in bounded memory.
 

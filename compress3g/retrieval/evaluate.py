@@ -31,7 +31,7 @@ MEASURES = ("nDCG@5", "nDCG@10", "R@10", "AP", "RR")
 DEPTH = 100  # ranks that are judged
 _RESAMPLES = 2000
 Prune = Callable[[PageVectors], PageVectors]
-Run = list[tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]]]  # page numbers, scores
+Run = list[tuple[Int64[np.ndarray, "_"], Float32[np.ndarray, "_"]]]  # page numbers, scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Row:
 
 def evaluate(
     index: Index,
-    queries: Sequence[Float[np.ndarray, "t d"]],
+    queries: Sequence[Float[np.ndarray, "_ d"]],
     judgments: Judgments,
     config: EvalConfig,
     *,
@@ -97,7 +97,7 @@ def _signals(view: View, config: EvalConfig) -> dict[str, Prune]:
 
 def exact_run(
     view: View,
-    queries: Sequence[Float[np.ndarray, "t d"]],
+    queries: Sequence[Float[np.ndarray, "_ d"]],
     choose: Prune | None = None,
 ) -> Run:
     """The best DEPTH pages of each query by MaxSim over stored, perhaps pruned, vectors."""
@@ -130,7 +130,7 @@ def _merged(
     best: tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]],
     ids: Int64[np.ndarray, "p"],
     scores: Float32[np.ndarray, "p"],
-) -> tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+) -> tuple[Int64[np.ndarray, "k"], Float32[np.ndarray, "k"]]:
     ids, scores = np.concatenate((best[0], ids)), np.concatenate((best[1], scores))
     order = top(scores, ids, DEPTH)
     return ids[order], scores[order]

@@ -295,7 +295,7 @@ class Index:
 
     def search_vectors(
         self,
-        queries: Sequence[Float[np.ndarray, "t d"]],
+        queries: Sequence[Float[np.ndarray, "_ d"]],
         k: int = 10,
         *,
         where: str | None = None,
@@ -317,7 +317,7 @@ class Index:
 
     def rank(
         self,
-        queries: Sequence[Float[np.ndarray, "t d"]],
+        queries: Sequence[Float[np.ndarray, "_ d"]],
         k: int = 10,
         *,
         where: str | None = None,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Int32, Int64, Shaped
 
 from ..errors import ConfigError, DocumentError
 from ..kernels import code_scan
@@ -61,7 +61,7 @@ def top(
 
 def search(
     view: View,
-    queries: Sequence[Float[np.ndarray, "t d"]],
+    queries: Sequence[Float[np.ndarray, "_ d"]],
     config: SearchConfig,
     *,
     allowed: Int64[np.ndarray, "n"] | None = None,
@@ -110,7 +110,7 @@ def _positions(view: View, allowed: Int64[np.ndarray, "n"] | None) -> Int64[np.n
 
 def _staged(
     view: View,
-    queries: Sequence[Float32[np.ndarray, "t d"]],
+    queries: Sequence[Float32[np.ndarray, "_ d"]],
     config: SearchConfig,
     positions: Int64[np.ndarray, "n"] | None,
 ) -> list[Ranking]:
@@ -139,7 +139,7 @@ def _staged(
 
 def _scan(
     view: View, tables: Sequence[code_scan.ScanTable], positions: Int64[np.ndarray, "n"] | None
-) -> list[Int64[np.ndarray, "n"]]:
+) -> list[Int32[np.ndarray, "pages"]]:
     """Stage 1: integer scores of all positions, or of the given ones in their order."""
     parts = []
     if positions is None:
@@ -205,7 +205,7 @@ def _exact(
 
 def _rare_tokens(
     view: View, query: Float32[np.ndarray, "t d"], keep: float
-) -> Float32[np.ndarray, "t d"]:
+) -> Float32[np.ndarray, "s d"]:
     """The query without the tokens whose centroid is on most pages."""
     assert view.encoding is not None
     codes = view.encoding.codebook.assign(query)

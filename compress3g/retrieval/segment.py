@@ -205,7 +205,7 @@ class Segment:
 
 
 def copy_pages(
-    segments: Sequence[Segment], keep: Sequence[Bool[np.ndarray, "p"]], target: SegmentWriter
+    segments: Sequence[Segment], keep: Sequence[Bool[np.ndarray, "_"]], target: SegmentWriter
 ) -> None:
     """Copies the kept pages of all segments in ascending page number, CHUNK vectors at a time."""
     rows = [np.flatnonzero(mask) for mask in keep]

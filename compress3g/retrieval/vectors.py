@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Float32, Int16, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, Integer, Real
 from torch import Tensor
 
 from ..errors import VectorError
@@ -31,10 +31,10 @@ class PageVectors:
     """
 
     vectors: Float[np.ndarray, "m d"]
-    saliency: Float32[np.ndarray, "m"] | None = None
-    grid: Int16[np.ndarray, "m 2"] | None = None
-    kind: UInt8[np.ndarray, "m"] | None = None
-    signals: Mapping[str, Float32[np.ndarray, "m"]] = field(default_factory=dict)
+    saliency: Real[np.ndarray, "m"] | None = None
+    grid: Integer[np.ndarray, "m 2"] | None = None
+    kind: Integer[np.ndarray, "m"] | None = None
+    signals: Mapping[str, Real[np.ndarray, "m"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         vectors = array(self.vectors)
@@ -45,7 +45,7 @@ class PageVectors:
             )
         rows = len(vectors)
         grid = np.full((rows, 2), -1) if self.grid is None else array(self.grid)
-        kind = np.zeros(rows) if self.kind is None else array(self.kind)
+        kind = np.zeros(rows, np.uint8) if self.kind is None else array(self.kind)
         saliency = None if self.saliency is None else array(self.saliency).astype(np.float32)
         signals = {name: array(s).astype(np.float32) for name, s in self.signals.items()}
         for name, found, wanted in (

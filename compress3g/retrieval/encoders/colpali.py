@@ -162,7 +162,7 @@ class VisionEncoder:
             out.append(PageVectors(x, None, places, kind, signals))
         return out
 
-    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "t d"]]:
+    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "_ d"]]:
         """See Encoder. Raises DocumentError for an empty query."""
         if not all(query.strip() for query in queries):
             raise DocumentError("the query is empty: give at least one word")

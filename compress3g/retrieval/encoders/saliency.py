@@ -56,7 +56,7 @@ class Attended:
                 self._sums.setdefault(kind, []).append(sums)
 
     @property
-    def results(self) -> dict[AttentionSaliency, Float[Tensor, "b n"]]:
+    def results(self) -> dict[str, Float[Tensor, "b n"]]:
         """Mean over layers of each kind. Raises ConfigError when no layer could be seen."""
         if self.layers.keys() != self._sums.keys():
             raise ConfigError("this model's attention cannot be watched: use saliency norm")

@@ -88,7 +88,8 @@ class TextLayerEncoder:
         windows = [w for i, (ids, _) in enumerate(pieces) for w in self._windows(i, len(ids))]
         windows.sort(key=lambda w: w.first - w.last)  # alike in length: little padding
         vectors = [np.zeros((max(len(ids), 1), self.dim), np.float16) for ids, _ in pieces]
-        signals = [{n: np.zeros(len(v), np.float32) for n in self._signals} for v in vectors]
+        names: tuple[str, ...] = self._signals
+        signals = [{n: np.zeros(len(v), np.float32) for n in names} for v in vectors]
         for i in range(0, len(windows), _BATCH):
             batch = windows[i : i + _BATCH]
             ids = [pieces[w.page][0][w.first : w.last] for w in batch]
@@ -106,7 +107,7 @@ class TextLayerEncoder:
             for v, s, (ids, grid) in zip(vectors, signals, pieces, strict=True)
         ]
 
-    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "t d"]]:
+    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "_ d"]]:
         """See Encoder. Raises DocumentError for a query that is empty or too long."""
         found = []
         for query in queries:
