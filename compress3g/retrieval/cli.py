@@ -191,7 +191,7 @@ def search(
             hits = opened.search_vectors([read_query(vectors)], where=where, config=config)[0]
         else:
             hits = opened.search(query, where=where, config=config)
-        rows = shown_hits(opened, hits, query, heatmap)
+        rows = shown_hits(opened, hits, heatmap)
     if as_json:
         click.echo(json.dumps({"query": query, "hits": rows}))
         return 0

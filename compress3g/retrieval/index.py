@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
@@ -82,6 +83,7 @@ class Index:
             "encoder": "" if encoder is None else encoder.name,
             "fingerprint": PRECOMPUTED if encoder is None else encoder.fingerprint,
             "dimension": str(width),
+            "grid": json.dumps(None if encoder is None else encoder.grid),
             "config": config_to_json(config or IndexConfig()),
         }
         catalog = Catalog.create(folder, meta)
@@ -136,6 +138,12 @@ class Index:
             self.path, self._catalog, self.config,
             map=self._mmap, allow_damaged=self._allow_damaged,
         )  # fmt: skip
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns into which the encoder divides every page, see `Encoder.grid`."""
+        found = json.loads(self._view.snapshot.meta.get("grid", "null"))
+        return None if found is None else (int(found[0]), int(found[1]))
 
     @property
     def encoder(self) -> Encoder:

@@ -21,6 +21,7 @@ COMMIT_VECTORS = 1 << 22  # vectors after which documents are committed, 1 GiB i
 COMMIT_SECONDS = 60.0
 _BUFFER = 1 << 17  # vectors held before they are written, 64 MiB in float
 _DRIFT = 1.25
+_FEW, _OUTGROWN = 16, 4  # training vectors a centroid; times the training set
 _log = logging.getLogger(__name__)
 
 
@@ -157,13 +158,26 @@ class Intake:
         self._warn_of_drift()
 
     def _warn_of_drift(self) -> None:
-        vectors = sum(n for n, _ in self._drift)
-        drift = sum(n * d for n, d in self._drift) / vectors if vectors else 1.0
-        self._drift = []
-        if drift > _DRIFT:
+        drift, self._drift = self._drift, []
+        added = sum(n for n, _ in drift)
+        if self._encoding is None or not added:
+            return
+        codebook = self._encoding.codebook
+        trained = int(codebook.counts.sum())
+        remedy = "`compress3g index retrain`" if self._config.store != "none" else "a new build"
+        if trained < _FEW * codebook.k:
+            # Trained on hardly more vectors than centroids, it fits these and no others: any page
+            # looks far. What counts is how much has come since; said once, when it is four times.
+            total = sum(s.vectors for s in self._writer.snapshot().segments)
+            if total - added < _OUTGROWN * trained <= total:
+                _log.warning(
+                    "the codebook was trained on %d vectors, the index has %d: consider %s",
+                    trained, total, remedy,
+                )  # fmt: skip
+        elif (mean := sum(n * d for n, d in drift) / added) > _DRIFT:
             _log.warning(
                 "the new pages are %.2f times as far from the codebook as those it was trained on:"
-                " consider `compress3g index retrain`", drift,
+                " consider %s", mean, remedy,
             )  # fmt: skip
 
     def _abandon(self) -> None:

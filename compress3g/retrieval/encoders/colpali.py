@@ -19,7 +19,7 @@ from torch import Tensor
 from ..._compat.torchvision_cpu import declare_operators
 from ...errors import ConfigError, DocumentError, require
 from ..config import SignalName
-from ..pages import RESOLUTION, PageImage
+from ..pages import LARGEST_SIDE, RESOLUTION, PageImage
 from ..vectors import PATCH, SPECIAL, PageVectors, normalise
 from .saliency import attention_signals, watch_attention
 from .weights import pretrained, weights_digest
@@ -204,7 +204,7 @@ def _preprocessing(processor: Any) -> str:
         "image": processor.image_processor.to_dict(),
         "prompt": getattr(processor, "visual_prompt_prefix", ""),
         "query": [getattr(processor, n, "") for n in ("query_prefix", "query_augmentation_token")],
-        "resolution": RESOLUTION,
+        "resolution": (RESOLUTION, LARGEST_SIDE),
     }
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
