@@ -116,31 +116,44 @@ def _staged(
 ) -> list[Ranking]:
     assert view.encoding is not None
     clock = time.perf_counter()
-    tables = [code_scan.quantise_table(q @ view.encoding.codebook.centroids.T) for q in queries]
-    totals = _scan(view, tables, positions)
+    n1, n2 = config.depths
     chosen = np.arange(len(view.page_ids)) if positions is None else positions
+    similarities = [q @ view.encoding.codebook.centroids.T for q in queries]
+    passed = _candidates(view, similarities, positions, chosen, n1)
     shared = (time.perf_counter() - clock) / len(queries)
     rankings = []
-    for query, total in zip(queries, totals, strict=True):
+    for query, similarity, found in zip(queries, similarities, passed, strict=True):
         seconds = {"scan": shared}
-        n1, n2 = config.depths
-        ids = view.page_ids if positions is None else view.page_ids[positions]
-        found = chosen[top(total, ids, n1)]
-        for stage, scorer, depth in _later_stages(view, query, n2):
+        for stage, scorer, depth in _later_stages(view, query, similarity, n2):
             clock = time.perf_counter()
             scores = _rescore(view, scorer, found)
             order = top(scores, view.page_ids[found], min(depth, len(found)))
             found, scores = found[order], scores[order]
             seconds[stage] = time.perf_counter() - clock
         best = slice(0, config.k)
-        rankings.append(Ranking(view.page_ids[found[best]], scores[best], len(total), seconds))
+        rankings.append(Ranking(view.page_ids[found[best]], scores[best], len(chosen), seconds))
     return rankings
+
+
+def _candidates(
+    view: View,
+    similarities: Sequence[Float32[np.ndarray, "_ k"]],
+    positions: Int64[np.ndarray, "n"] | None,
+    chosen: Int64[np.ndarray, "c"],
+    n1: int,
+) -> list[Int64[np.ndarray, "_"]]:
+    """Stage 1: positions of the best n1 pages of each query. Few pages all pass without a scan."""
+    if len(chosen) <= n1:
+        return [chosen] * len(similarities)
+    tables = [code_scan.quantise_table(s) for s in similarities]
+    ids = view.page_ids if positions is None else view.page_ids[positions]
+    return [chosen[top(total, ids, n1)] for total in _scan(view, tables, positions)]
 
 
 def _scan(
     view: View, tables: Sequence[code_scan.ScanTable], positions: Int64[np.ndarray, "n"] | None
 ) -> list[Int32[np.ndarray, "pages"]]:
-    """Stage 1: integer scores of all positions, or of the given ones in their order."""
+    """Integer scores of all positions, or of the given ones in their order."""
     parts = []
     if positions is None:
         for segment in view.segments:
@@ -168,10 +181,10 @@ def _scan_segment(
 
 
 def _later_stages(
-    view: View, query: Float32[np.ndarray, "t d"], n2: int
+    view: View, query: Float32[np.ndarray, "t d"], similarity: Float32[np.ndarray, "t k"], n2: int
 ) -> list[tuple[str, Scorer, int]]:
     assert view.encoding is not None
-    scorer = coded_scorer(view.encoding, query)
+    scorer = coded_scorer(view.encoding, query, similarity)
     if view.encoding.config.store == "none":
         return [("rescore", scorer, n2)]
     return [("rescore", scorer, n2), ("exact", stored_scorer(query), n2)]
