@@ -145,6 +145,25 @@ def brute_force(index: Index, query: np.ndarray, k: int) -> list[int]:
     return [page for _, page in best[:k]]
 
 
+def probed(index: Index, query: np.ndarray, probes: int) -> float:
+    """Share of pages that inverted lists of centroids would leave to be scored.
+
+    A page stays when it holds one of the `probes` centroids nearest to any token of the query.
+    """
+    view = index._view
+    similarity = query @ view.encoding.codebook.centroids.T
+    wanted = np.zeros(similarity.shape[1], bool)
+    wanted[np.argpartition(-similarity, probes, axis=1)[:, :probes]] = True
+    stay = 0
+    for segment in view.segments:
+        unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
+        for start in range(0, len(segment), CHUNK):
+            edge = bounds[start : min(start + CHUNK, len(segment)) + 1]
+            held = wanted[unique[edge[0] : edge[-1]]]
+            stay += int(np.logical_or.reduceat(held, edge[:-1] - edge[0]).sum())
+    return stay / len(view)
+
+
 def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -180,6 +199,8 @@ def work_search(path: str, count: int, k: int, check: int) -> dict[str, float]:
         "filtered": float(np.median(filtered)),
         "scanned": scanned, "batch": batch, "memory": memory,
         "equal": float(np.mean(same)) if same else 1.0,
+        **{f"probed {n}": float(np.mean([probed(index, q, n) for q in asked[: check + 1]]))
+           for n in (1, 8)},
     }  # fmt: skip
 
 
