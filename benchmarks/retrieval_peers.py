@@ -131,6 +131,20 @@ def faiss_here(file: Path, work: Path) -> dict[str, Any] | str:
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr[-200:]
 
 
+def settings(quick: bool) -> dict[str, IndexConfig]:
+    """Presets, and the residuals of two and of fast-plaid's four bits a dimension."""
+    balanced = PRESETS["balanced"]
+    if quick:  # the training alone would take a minute
+        return {"tiny": PRESETS["tiny"], "balanced": replace(balanced, k=1024)}
+    return {
+        "tiny": PRESETS["tiny"],
+        "balanced": balanced,
+        "res2": replace(balanced, residual="res2"),
+        "res4": replace(balanced, residual="res4"),
+        "lossless": PRESETS["lossless"],
+    }
+
+
 def recall(found: list[list[int]], truth: list[list[int]]) -> float:
     return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth, strict=True)]))
 
@@ -144,8 +158,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pages = chosen.pages or (100 if chosen.quick else 400)
     count = chosen.queries or (10 if chosen.quick else 50)
-    with tempfile.TemporaryDirectory(prefix="compress3g-peers-") as name:
-        work = Path(name)
+    with tempfile.TemporaryDirectory(prefix="compress3g-peers-") as folder:
+        work = Path(folder)
         vectors, queries = data(pages, count)
         np.savez(work / "data.npz", vectors=vectors, queries=queries)
         truth, brute_ms = exact(vectors, queries)
@@ -153,11 +167,8 @@ def main() -> None:
         rows: dict[str, Any] = {
             "torch float32": {"cpu_ms": brute_ms, "found": truth, "bytes_per_page": whole}
         }
-        for preset in ("tiny", "balanced") if chosen.quick else ("tiny", "balanced", "lossless"):
-            config = PRESETS[preset]
-            if chosen.quick and config.k == "auto":
-                config = replace(config, k=1024)  # or the training alone takes a minute
-            rows[f"compress3g {preset}"] = ours(vectors, queries, work / preset, config)
+        for name, config in settings(chosen.quick).items():
+            rows[f"compress3g {name}"] = ours(vectors, queries, work / name, config)
         missing: dict[str, str] = {}
         if chosen.quick:
             result: dict[str, Any] = {"faiss_ivfpq": faiss_here(work / "data.npz", work)}
