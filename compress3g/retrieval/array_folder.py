@@ -210,6 +210,16 @@ class ArrayFolder:
         """Bytes of all arrays."""
         return sum(h.bytes for h in self.headers.values())
 
+    def release(self) -> None:
+        """Hands memory back that holds what was read of mapped files; they can be read again."""
+        for array in self.arrays.values():
+            owner: object = array
+            while isinstance(owner, np.ndarray):
+                owner = owner.base
+            view = owner.obj if isinstance(owner, memoryview) else owner
+            if isinstance(view, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                view.madvise(mmap.MADV_DONTNEED)
+
     def damaged(self) -> Iterator[tuple[str, int, int]]:
         """Name, first and last byte + 1 of every damaged block: reads and hashes everything."""
         for name, header in self.headers.items():

@@ -35,7 +35,7 @@ class Bench:
 
 def sample_queries(
     index: Index, count: int, tokens: int, seed: int
-) -> list[Float32[np.ndarray, "t d"]]:
+) -> list[Float32[np.ndarray, "_ d"]]:
     """Queries made of vectors of random pages, disturbed a little: some pages fit, most do not.
 
     Raises DocumentError for an empty index.
@@ -55,7 +55,7 @@ def sample_queries(
     return queries
 
 
-def bench(index: Index, queries: Sequence[Float[np.ndarray, "t d"]], config: SearchConfig) -> Bench:
+def bench(index: Index, queries: Sequence[Float[np.ndarray, "_ d"]], config: SearchConfig) -> Bench:
     """Every query alone, some times over; the median of the best times."""
     walls, cpus, stages = [], [], []
     for query in queries:

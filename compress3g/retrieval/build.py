@@ -22,6 +22,7 @@ from .catalog import Change, DocumentRow, NewSegment, SegmentRow
 from .config import IndexConfig
 from .encoding import Encoding, stored_vectors
 from .intake import Intake
+from .reduce import needs_codebook, reduced_rows
 from .segment import PageRows, Segment, SegmentWriter
 from .vectors import PageVectors
 from .writer import Writer
@@ -180,7 +181,8 @@ def _encode_group(
     total: int,
     note: Note,
 ) -> int:
-    new, done = reencode(writer, encoding, codebook, group, done, total, note)
+    reduce = needs_codebook(encoding.config)
+    new, done = reencode(writer, encoding, codebook, group, done, total, note, reduce=reduce)
     drop = [row.segment for row in group]
     writer.commit(Change("encode", segments=[new], drop_segments=drop))
     return done
@@ -194,12 +196,17 @@ def reencode(
     done: int,
     total: int,
     note: Note,
+    *,
+    reduce: bool = False,
 ) -> tuple[NewSegment, int]:
-    """The living and dead pages of some segments, compressed into one that is not committed yet."""
+    """The living and dead pages of some segments, compressed into one that is not committed yet.
+
+    reduce: they are whole still, see `reduced`.
+    """
     target = SegmentWriter(writer.new_folder("seg"))
     try:
         for piece in _pieces(writer, group):
-            target.append(encoding.encode(piece))
+            target.append(encoding.encode(reduced_rows(piece, encoding) if reduce else piece))
             done += len(piece.page_ids)
             note("encode", done, total)
         folder = target.finish()

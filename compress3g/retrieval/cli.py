@@ -191,7 +191,7 @@ def search(
             hits = opened.search_vectors([read_query(vectors)], where=where, config=config)[0]
         else:
             hits = opened.search(query, where=where, config=config)
-        rows = shown_hits(opened, hits, query, heatmap)
+        rows = shown_hits(opened, hits, heatmap)
     if as_json:
         click.echo(json.dumps({"query": query, "hits": rows}))
         return 0
@@ -312,6 +312,7 @@ def evaluate(
 ) -> int:
     """Compare the index with exact search on judged queries. Needs --store."""
     from .evaluate import evaluate as compare
+    from .evaluate import missing_signals
     from .judgments import read_judgments
 
     _use_threads(threads)
@@ -320,6 +321,7 @@ def evaluate(
     with _open(index) as opened:
         vectors = opened.encoder.encode_queries([judgments.texts[q] for q in judgments.judged])
         rows = compare(opened, vectors, judgments, config)
+        absent = missing_signals(opened)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
         return 0
@@ -331,6 +333,8 @@ def evaluate(
             low, high = row.interval
             line += f"{100 * row.ratio:8.1f} [{100 * low:5.1f}, {100 * high:5.1f}]{row.recall:8.3f}"
         click.echo(line)
+    if config.keep and absent:
+        click.echo(f"not compared, for the index does not keep them: {', '.join(absent)}")
     return 0
 
 

@@ -176,7 +176,7 @@ def train_codebook(
     sample that is NaN, zero or not of unit length.
     """
     if not 1 <= k <= LARGEST:
-        raise ConfigError(f"--codes {k} is out of range: 1 to {LARGEST}")
+        raise ConfigError(f"--k {k} is out of range: 1 to {LARGEST}")
     sample = np.ascontiguousarray(sample, np.float32)
     check_vectors(sample, "training sample")
     distinct = _distinct_rows(sample)

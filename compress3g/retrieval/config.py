@@ -11,7 +11,8 @@ from ..errors import ConfigError
 
 LARGEST = 1 << 16  # centroids
 ResidualName = Literal["none", "res1", "res2", "res4", "pq16", "pq32", "int8", "f16"]
-SaliencyName = Literal["indegree", "last_row", "last_indegree", "norm", "rare", "random"]
+SignalName = Literal["indegree", "last_row", "last_indegree", "norm"]  # what an encoder can tell
+SaliencyName = Literal[SignalName, "rare", "random"]
 BinaryName = Literal["none", "sign"]
 StoreName = Literal["none", "f16", "int8"]
 
@@ -55,6 +56,14 @@ class IndexConfig:
                 f"--residual {self.residual} belongs to a code per patch: "
                 "give --patches, or --residual none"
             )
+
+    @property
+    def signals(self) -> tuple[SignalName, ...]:
+        """What an encoder has to tell of every vector, to prune by or to compare prunings with."""
+        if self.store != "none":
+            return get_args(SignalName)
+        wanted = tuple(n for n in get_args(SignalName) if n == self.saliency)
+        return wanted if self.keep != 1.0 else ()
 
     def centroids(self, pages: int) -> int:
         """K for a corpus of so many pages."""

@@ -59,7 +59,8 @@ def read_vectors(path: Path) -> Iterator[PageVectors]:
     """
     arrays = _arrays(path)
     if "vectors" not in arrays:
-        raise DocumentError(f"{path} has no array `vectors`: it has {', '.join(arrays) or 'none'}")
+        names = ", ".join([*list(arrays)[:3], *(["..."] if len(arrays) > 3 else [])])
+        raise DocumentError(f"{path} has no array `vectors`: it has {names or 'none'}")
     vectors = arrays["vectors"]
     offsets = np.asarray(arrays.get("offsets", [0, len(vectors)]), np.int64)
     if (
@@ -106,7 +107,7 @@ def new_index(
     if encoder != "vectors":
         from .encoders import load_encoder
 
-        loaded = load_encoder(encoder, saliency=config.saliency)
+        loaded = load_encoder(encoder, signals=config.signals)
         return Index.create(output, encoder=loaded, config=config)
     return Index.create(output, dimension=_dimension(sources), config=config)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,25 +14,65 @@ from .codebook import Codebook, Sampler, sample_size, train_codebook
 from .deduplicate import unique_codes
 from .places import pack_places
 from .residual import ResidualCodec, fit_codec, load_codec
-from .segment import PageRows
+from .segment import PageRows, Segment
+from .vectors import PageVectors
 
 if TYPE_CHECKING:
     from .array_folder import Array
     from .config import IndexConfig
-    from .vectors import PageVectors
 
 
-def raw_rows(page_ids: Sequence[int], pages: Sequence[PageVectors]) -> PageRows:
-    """Pages as they wait for a codebook: vectors in half precision, nothing compressed."""
+GIVEN = "given"  # saliency that came with vectors, of unknown kind
+_SALIENCY = "saliency."  # how arrays of signals begin
+
+
+def raw_rows(
+    page_ids: Sequence[int], pages: Sequence[PageVectors], signals: Sequence[str] = ()
+) -> PageRows:
+    """Pages as they wait for a codebook: vectors in half precision, nothing compressed.
+
+    signals: kinds of saliency to keep besides, NaN for pages that do not tell it.
+    """
     vectors: dict[str, Array] = {
         "store": np.concatenate([p.vectors for p in pages]).astype(np.float16),
         "grid": np.concatenate([p.grid for p in pages]).astype(np.int16),
         "kind": np.concatenate([p.kind for p in pages]).astype(np.uint8),
     }
-    if all(p.saliency is not None for p in pages):
-        vectors["saliency"] = np.concatenate([p.saliency for p in pages]).astype(np.float16)
+    for name in signals:
+        told = [p.saliency if name == GIVEN else p.signals.get(name) for p in pages]
+        filled = [
+            np.full(len(p), np.nan) if s is None else s for p, s in zip(pages, told, strict=True)
+        ]
+        vectors[_SALIENCY + name] = np.concatenate(filled).astype(np.float16)
     lengths = np.asarray([len(p) for p in pages], np.int64)
     return PageRows(np.asarray(page_ids, np.int64), lengths, vectors)
+
+
+def pages_of(rows: PageRows) -> Iterator[PageVectors]:
+    """The pages whose originals the rows keep, with what else they keep of them."""
+    x, start = stored_vectors(rows), 0
+    assert x is not None
+    for length in rows.lengths.tolist():
+        span = slice(start, start + length)
+        parts = {n: rows.vectors[n][span] for n in ("grid", "kind") if n in rows.vectors}
+        told = {n: rows.vectors[_SALIENCY + n][span] for n in kept_signals(rows)}
+        yield PageVectors(x[span], told.pop(GIVEN, None), signals=told, **parts)
+        start += length
+
+
+def kept_signals(rows: PageRows) -> list[str]:
+    """Kinds of saliency that the rows keep."""
+    return [n.removeprefix(_SALIENCY) for n in rows.vectors if n.startswith(_SALIENCY)]
+
+
+def stored_signals(segments: Iterable[Segment]) -> list[str]:
+    """Kinds of saliency that all segments keep, of every vector."""
+    common: list[str] | None = None
+    for segment in segments:
+        names = [n.removeprefix(_SALIENCY) for n in segment.arrays if n.startswith(_SALIENCY)]
+        names = [n for n in names if not np.isnan(segment.arrays[_SALIENCY + n]).any()]
+        common = names if common is None else [n for n in common if n in names]
+    return common or []
 
 
 def stored_vectors(rows: PageRows) -> Float32[np.ndarray, "m d"] | None:
@@ -59,7 +99,7 @@ class Encoding:
 
     @classmethod
     def train(
-        cls, vectors: Iterable[Float16[np.ndarray, "m d"]], pages: int, config: IndexConfig
+        cls, vectors: Iterable[Float16[np.ndarray, "_ d"]], pages: int, config: IndexConfig
     ) -> Encoding:
         """Learns from a uniform sample of the vectors of so many pages, in bounded memory.
 
@@ -96,8 +136,8 @@ class Encoding:
         if self.sign is not None:
             vectors["bits"], vectors["scale"] = self.sign.encode(x)
         if self.config.store != "none":  # to try other prunings with (evaluate.py)
-            kept = ("kind", "saliency")
-            vectors.update({n: rows.vectors[n] for n in kept if n in rows.vectors})
+            kept = [n for n in rows.vectors if n == "kind" or n.startswith(_SALIENCY)]
+            vectors.update({n: rows.vectors[n] for n in kept})
         if self.config.store == "f16":
             vectors["store"] = x.astype(np.float16)
         elif self.config.store == "int8":

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from ..errors import ConfigError, DocumentError, require
-from .encoding import stored_vectors
+from .config import SaliencyName, SignalName
+from .encoding import GIVEN, pages_of, stored_signals
 from .index import Index
 from .judgments import Judgments
-from .prune import keep_patches, random_saliency, rare_saliency
+from .prune import keep_patches
+from .reduce import with_saliency
 from .search import top
 from .search_config import EvalConfig, SearchConfig
 from .segment import PageRows
@@ -28,7 +30,8 @@ from .view import View
 MEASURES = ("nDCG@5", "nDCG@10", "R@10", "AP", "RR")
 DEPTH = 100  # ranks that are judged
 _RESAMPLES = 2000
-Run = list[tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]]]  # page numbers, scores
+Prune = Callable[[PageVectors], PageVectors]
+Run = list[tuple[Int64[np.ndarray, "_"], Float32[np.ndarray, "_"]]]  # page numbers, scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Row:
 
 def evaluate(
     index: Index,
-    queries: Sequence[Float[np.ndarray, "t d"]],
+    queries: Sequence[Float[np.ndarray, "_ d"]],
     judgments: Judgments,
     config: EvalConfig,
     *,
@@ -68,35 +71,34 @@ def evaluate(
     return _rows(runs, judgments, names, config.seed)
 
 
-def _signals(
-    view: View, config: EvalConfig
-) -> dict[str, Callable[[PageVectors, int], PageVectors]]:
-    """Functions that prune a page (with its number), by the name of the saliency."""
+def missing_signals(index: Index) -> list[str]:
+    """Kinds of saliency that cannot be compared: not kept, or not of all pages."""
+    kept = stored_signals(index._view.segments)
+    return [n for n in get_args(SignalName) if n not in kept]
+
+
+def _signals(view: View, config: EvalConfig) -> dict[str, Prune]:
+    """Functions that prune a page, by the name of the saliency."""
     if not config.keep:
         return {}
     assert view.encoding is not None
     codebook = view.encoding.codebook
-    unique = np.concatenate([s.arrays["unique"] for s in view.segments])
-    frequency = np.bincount(unique, minlength=codebook.k)
 
-    def by(saliency: Callable[[PageVectors, int], PageVectors]) -> Any:
-        def prune(page: PageVectors, number: int) -> PageVectors:
-            page = saliency(page, number)
+    def by(name: str) -> Prune:
+        def prune(page: PageVectors) -> PageVectors:
+            if name != GIVEN:
+                page = with_saliency(page, cast(SaliencyName, name), config.seed, codebook)
             return page.take(keep_patches(page, config.keep))
 
         return prune
 
-    signals = {"random": by(lambda p, n: random_saliency(p, config.seed * 1_000_003 + n))}
-    signals["rare"] = by(lambda p, n: rare_saliency(p, codebook.assign(p.vectors), frequency))
-    if all("saliency" in s.arrays for s in view.segments):
-        signals[view.encoding.config.saliency] = by(lambda p, n: p)
-    return signals
+    return {name: by(name) for name in ("random", "rare", *stored_signals(view.segments))}
 
 
 def exact_run(
     view: View,
-    queries: Sequence[Float[np.ndarray, "t d"]],
-    choose: Callable[[PageVectors, int], PageVectors] | None = None,
+    queries: Sequence[Float[np.ndarray, "_ d"]],
+    choose: Prune | None = None,
 ) -> Run:
     """The best DEPTH pages of each query by MaxSim over stored, perhaps pruned, vectors."""
     tokens = np.concatenate([np.asarray(q, np.float32) for q in queries])
@@ -115,19 +117,11 @@ def _scores(
     piece: PageRows,
     tokens: Float32[np.ndarray, "t d"],
     starts: Int64[np.ndarray, "q"],
-    choose: Callable[[PageVectors, int], PageVectors] | None,
+    choose: Prune | None,
 ) -> tuple[Int64[np.ndarray, "p"], Float32[np.ndarray, "q p"]]:
-    x = stored_vectors(piece)
-    assert x is not None
     out = np.empty((len(starts), len(piece.page_ids)), np.float32)
-    ends = np.cumsum(piece.lengths)
-    for i, (end, length) in enumerate(zip(ends, piece.lengths, strict=True)):
-        span = slice(int(end - length), int(end))
-        vectors = x[span]
-        if choose is not None:
-            kept = {n: piece.vectors.get(n) for n in ("saliency", "kind")}
-            parts = {n: None if a is None else a[span] for n, a in kept.items()}
-            vectors = choose(PageVectors(vectors, **parts), int(piece.page_ids[i])).vectors
+    for i, page in enumerate(pages_of(piece)):
+        vectors = (page if choose is None else choose(page)).vectors
         out[:, i] = np.add.reduceat((tokens @ vectors.T).max(1), starts)
     return piece.page_ids, out
 
@@ -136,7 +130,7 @@ def _merged(
     best: tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]],
     ids: Int64[np.ndarray, "p"],
     scores: Float32[np.ndarray, "p"],
-) -> tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+) -> tuple[Int64[np.ndarray, "k"], Float32[np.ndarray, "k"]]:
     ids, scores = np.concatenate((best[0], ids)), np.concatenate((best[1], scores))
     order = top(scores, ids, DEPTH)
     return ids[order], scores[order]

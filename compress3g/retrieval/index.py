@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
@@ -82,6 +83,7 @@ class Index:
             "encoder": "" if encoder is None else encoder.name,
             "fingerprint": PRECOMPUTED if encoder is None else encoder.fingerprint,
             "dimension": str(width),
+            "grid": json.dumps(None if encoder is None else encoder.grid),
             "config": config_to_json(config or IndexConfig()),
         }
         catalog = Catalog.create(folder, meta)
@@ -138,6 +140,12 @@ class Index:
         )  # fmt: skip
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns into which the encoder divides every page, see `Encoder.grid`."""
+        found = json.loads(self._view.snapshot.meta.get("grid", "null"))
+        return None if found is None else (int(found[0]), int(found[1]))
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder the index was built with. Raises ConfigError when it is another one now."""
         if self._encoder is None:
@@ -146,7 +154,7 @@ class Index:
                 raise ConfigError("the index was built from vectors: search it with vectors too")
             from .encoders import load_encoder
 
-            self._use(load_encoder(name, saliency=self.config.saliency))
+            self._use(load_encoder(name, signals=self.config.signals))
         assert self._encoder is not None
         return self._encoder
 
@@ -295,7 +303,7 @@ class Index:
 
     def search_vectors(
         self,
-        queries: Sequence[Float[np.ndarray, "t d"]],
+        queries: Sequence[Float[np.ndarray, "_ d"]],
         k: int = 10,
         *,
         where: str | None = None,
@@ -317,7 +325,7 @@ class Index:
 
     def rank(
         self,
-        queries: Sequence[Float[np.ndarray, "t d"]],
+        queries: Sequence[Float[np.ndarray, "_ d"]],
         k: int = 10,
         *,
         where: str | None = None,

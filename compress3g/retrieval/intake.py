@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..errors import DocumentError
+from ..errors import DocumentError, VectorError
 from .catalog import Change, DocumentRow, NewSegment
 from .config import IndexConfig
-from .encoding import Encoding, raw_rows, stored_vectors
-from .pool import pool
-from .prune import keep_patches
+from .encoding import GIVEN, Encoding, raw_rows, stored_vectors
+from .reduce import reduced
 from .segment import SegmentWriter
 from .vectors import PageVectors, check_vectors
 from .writer import Writer
@@ -22,19 +21,8 @@ COMMIT_VECTORS = 1 << 22  # vectors after which documents are committed, 1 GiB i
 COMMIT_SECONDS = 60.0
 _BUFFER = 1 << 17  # vectors held before they are written, 64 MiB in float
 _DRIFT = 1.25
+_FEW, _OUTGROWN = 16, 4  # training vectors a centroid; times the training set
 _log = logging.getLogger(__name__)
-
-
-def reduced(page: PageVectors, config: IndexConfig, where: str, dimension: int) -> PageVectors:
-    """The page pruned and merged as the configuration says.
-
-    Raises VectorError naming `where` for vectors that are NaN, zero, not unit or of another
-    dimension.
-    """
-    check_vectors(page.vectors, where, dimension=dimension)
-    if config.keep != 1.0:
-        page = page.take(keep_patches(page, config.keep))
-    return pool(page, config.pool) if config.pool > 1 else page
 
 
 class Intake:
@@ -48,6 +36,9 @@ class Intake:
     ) -> None:
         self._writer, self._config, self._encoding = writer, config, encoding
         self._dimension = dimension
+        encoded = bool(writer.snapshot().meta["encoder"])
+        kept: Sequence[str] = config.signals if encoded else (GIVEN,)
+        self._signals = kept if config.store != "none" else ()
         self._codebook = writer.snapshot().codebook
         self._segment: SegmentWriter | None = None
         self._documents: list[DocumentRow] = []
@@ -76,7 +67,8 @@ class Intake:
         try:
             for i, page in enumerate(pages):
                 where = f"{document.path} page {i + 1}"
-                page = reduced(page, self._config, where, self._dimension)
+                check_vectors(page.vectors, where, dimension=self._dimension)
+                page = self._reduced(page, where)
                 buffer.append(page)
                 count, vectors = count + 1, vectors + len(page)
                 if sum(map(len, buffer)) >= _BUFFER:
@@ -102,6 +94,13 @@ class Intake:
             self.commit()
         return count, vectors
 
+    def _reduced(self, page: PageVectors, where: str) -> PageVectors:
+        codebook = None if self._encoding is None else self._encoding.codebook
+        try:
+            return reduced(page, self._config, codebook)
+        except VectorError as error:
+            raise VectorError(f"{where}: {error}") from None
+
     def known(self, path: str) -> DocumentRow | None:
         """The living document of that path, committed or about to be."""
         pending = [d for d in self._documents if d.path == path]
@@ -118,7 +117,7 @@ class Intake:
         if self._segment is None:
             self._segment = SegmentWriter(self._writer.new_folder("seg"))
         ids = self._writer.new_pages(len(pages))
-        rows = raw_rows(list(ids), pages)
+        rows = raw_rows(list(ids), pages, self._signals)
         if self._encoding is not None:
             x = stored_vectors(rows)
             assert x is not None
@@ -159,13 +158,26 @@ class Intake:
         self._warn_of_drift()
 
     def _warn_of_drift(self) -> None:
-        vectors = sum(n for n, _ in self._drift)
-        drift = sum(n * d for n, d in self._drift) / vectors if vectors else 1.0
-        self._drift = []
-        if drift > _DRIFT:
+        drift, self._drift = self._drift, []
+        added = sum(n for n, _ in drift)
+        if self._encoding is None or not added:
+            return
+        codebook = self._encoding.codebook
+        trained = int(codebook.counts.sum())
+        remedy = "`compress3g index retrain`" if self._config.store != "none" else "a new build"
+        if trained < _FEW * codebook.k:
+            # Trained on hardly more vectors than centroids, it fits these and no others: any page
+            # looks far. What counts is how much has come since; said once, when it is four times.
+            total = sum(s.vectors for s in self._writer.snapshot().segments)
+            if total - added < _OUTGROWN * trained <= total:
+                _log.warning(
+                    "the codebook was trained on %d vectors, the index has %d: consider %s",
+                    trained, total, remedy,
+                )  # fmt: skip
+        elif (mean := sum(n * d for n, d in drift) / added) > _DRIFT:
             _log.warning(
                 "the new pages are %.2f times as far from the codebook as those it was trained on:"
-                " consider `compress3g index retrain`", drift,
+                " consider %s", mean, remedy,
             )  # fmt: skip
 
     def _abandon(self) -> None:

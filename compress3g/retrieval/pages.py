@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the page
 RESOLUTION = 150.0  # dots per inch of a rendered page
+LARGEST_SIDE = 2048  # pixels of a page as encoders see it
 _SOFT_HYPHEN = 0xFFFE  # what the reader gives for a hyphen that only breaks a line
 
 
@@ -30,7 +32,7 @@ class PageImage:
     """A page as encoders see it.
 
     words: of the text layer, in its order. size: width and height in points, of a picture in
-    pixels. digital: False for a picture, which never has words.
+    its pixels. digital: False for a picture, which never has words.
     """
 
     words: Sequence[Word]
@@ -41,7 +43,7 @@ class PageImage:
 
     @property
     def image(self) -> Image:
-        """The page rendered, RGB; rendered anew each time, so keep it while you need it."""
+        """The page rendered, RGB, at most 2048 pixels wide and high; anew each time: keep it."""
         return self._picture()
 
 
@@ -71,8 +73,17 @@ def read_page(path: Path, number: int) -> PageImage:
 
 def page_of_image(image: Image, where: str = "a picture") -> PageImage:
     """A picture that is already in memory as a page."""
+    from PIL import Image
+
+    size = float(image.width), float(image.height)
+    scale = min(1.0, LARGEST_SIDE / max(size))
+    small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    if image.mode != "RGB" and image.mode != "L":
+        image = image.convert("RGB")  # palettes and bits cannot be averaged
+    if small != image.size:
+        image = image.resize(small, Image.Resampling.BICUBIC, reducing_gap=3.0)
     picture = image.convert("RGB")
-    return PageImage((), (float(image.width), float(image.height)), False, where, lambda: picture)
+    return PageImage((), size, False, where, lambda: picture)
 
 
 def page_of_text(text: str, where: str = "a text") -> PageImage:
@@ -104,10 +115,15 @@ def _pictures(path: Path) -> Iterator[PageImage]:
     from PIL import Image, ImageOps, ImageSequence
 
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings():  # large pages are welcome, twice as large ones an error
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            file = Image.open(path)
+        with file:
             for i, frame in enumerate(ImageSequence.Iterator(file), 1):
                 yield page_of_image(ImageOps.exif_transpose(frame), f"{path} page {i}")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise DocumentError(f"{path} is too large: 178 megapixels a page at most") from None
+    except (OSError, ValueError, SyntaxError) as error:
         raise DocumentError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
 
 
@@ -122,7 +138,7 @@ def _open_pdf(path: Path) -> Any:
     except pdfium.PdfiumError as error:
         if "password" in str(error).lower():
             raise DocumentError(f"{path} is encrypted: save it without a password") from None
-        raise DocumentError(f"{path} is damaged: {error}") from None
+        raise DocumentError(f"{path} is damaged or has no pages") from None
 
 
 def _pdf_page(document: Any, index: int, path: Path) -> PageImage:
@@ -137,7 +153,8 @@ def _pdf_page(document: Any, index: int, path: Path) -> PageImage:
         raise DocumentError(f"{where} is damaged: {error}") from None
 
     def picture() -> Image:
-        rendered: Image = page.render(scale=RESOLUTION / 72).to_pil().convert("RGB")
+        scale = min(RESOLUTION / 72, LARGEST_SIDE / max(width, height))
+        rendered: Image = page.render(scale=scale).to_pil().convert("RGB")
         return rendered
 
     return PageImage(words, (width, height), True, where, picture)

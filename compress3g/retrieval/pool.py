@@ -8,7 +8,7 @@ linkage as M features for each of M vectors. The euclidean distance of two such 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from ..errors import ConfigError, require
 from .vectors import PATCH, PageVectors, normalise
@@ -34,15 +34,17 @@ def pool(page: PageVectors, factor: int) -> PageVectors:
     merged[lost] = x[nearest[lost]]
     assert page.grid is not None
     assert page.kind is not None
-    saliency = page.saliency
-    if saliency is not None:
-        whole = _means(saliency[patches, None], label)[:, 0]
-        saliency = np.concatenate((saliency[specials], whole)).astype(np.float32)
+
+    def pooled(signal: Float32[np.ndarray, "m"]) -> Float32[np.ndarray, "c"]:
+        whole = _means(signal[patches, None], label)[:, 0]
+        return np.concatenate((signal[specials], whole)).astype(np.float32)
+
     return PageVectors(
         np.concatenate((page.vectors[specials], merged.astype(page.vectors.dtype))),
-        saliency,
+        None if page.saliency is None else pooled(page.saliency),
         np.concatenate((page.grid[specials], page.grid[patches][nearest])),
         np.concatenate((page.kind[specials], np.full(len(merged), PATCH, np.uint8))),
+        {name: pooled(signal) for name, signal in page.signals.items()},
     )
 
 

@@ -8,6 +8,7 @@ less, and that a random choice is hard to beat: every report of pruning shows `r
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import replace
 from typing import Literal
 
@@ -59,7 +60,9 @@ def keep_patches(
 
 def _saliency(page: PageVectors) -> Float32[np.ndarray, "m"]:
     if page.saliency is None:
-        raise VectorError("pruning needs saliency, this encoder gives none: use --pool instead")
+        raise VectorError(
+            "pruning needs saliency and the page has none: use --saliency random, or --pool instead"
+        )
     bad = ~np.isfinite(page.saliency[page.patches])
     if bad.any():
         row = int(page.patches[bad.argmax()])
@@ -67,18 +70,23 @@ def _saliency(page: PageVectors) -> Float32[np.ndarray, "m"]:
     return np.where(np.isfinite(page.saliency), page.saliency, 0).astype(np.float32)
 
 
-def random_saliency(page: PageVectors, seed: int) -> PageVectors:
-    """The page with random saliency: what every pruning has to be better than.
+def page_seed(page: PageVectors, seed: int) -> int:
+    """A seed of the page's own, by its vectors: one for all would keep the same positions."""
+    return seed << 32 | zlib.crc32(page.vectors.astype(np.float16).tobytes())
 
-    Another seed for each page: the same one would keep the same positions on all pages.
-    """
+
+def random_saliency(page: PageVectors, seed: int) -> PageVectors:
+    """The page with random saliency: what every pruning has to be better than."""
     drawn = np.random.default_rng(seed).random(len(page), np.float32)
     return replace(page, saliency=drawn)
 
 
 def rare_saliency(page: PageVectors, codes: Integer[np.ndarray, "m"],
                   frequency: Int64[np.ndarray, "k"]) -> PageVectors:  # fmt: skip
-    """The page with saliency by rarity: minus how often the corpus uses each vector's centroid."""
+    """The page with saliency by rarity: minus how often the corpus uses each vector's centroid.
+
+    frequency: of every centroid, such as the `counts` of a codebook.
+    """
     return replace(page, saliency=-np.asarray(frequency)[codes].astype(np.float32))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from ..errors import ConfigError
 from ..kernels import hamming, residual_scan
 from .binary import SignCodec
 from .encoding import Encoding
@@ -21,9 +22,9 @@ _PAGES = 256  # gathered at a time
 Scorer = Callable[[Segment, Int64[np.ndarray, "n"]], Float32[np.ndarray, "n"]]
 
 
-def centroid_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Scorer:
+def centroid_scorer(similarity: Float32[np.ndarray, "t k"]) -> Scorer:
     """MaxSim over the centroids in float: the table of stage 1 without its rounding to 8 bits."""
-    similarity = np.ascontiguousarray((query @ encoding.codebook.centroids.T).T)
+    table = np.ascontiguousarray(similarity.T)
 
     def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
         unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
@@ -31,9 +32,14 @@ def centroid_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Sc
         for start in range(0, len(rows), _PAGES):
             block = rows[start : start + _PAGES]
             codes = np.concatenate([unique[bounds[r] : bounds[r + 1]] for r in block])
+            if len(codes) and int(codes.max()) >= len(table):
+                raise ConfigError(
+                    f"code {codes.max()} in a table of {len(table)} rows: codes and codebook do not"
+                    " belong together"
+                )
             lengths = bounds[block + 1] - bounds[block]
             first = np.cumsum(lengths) - lengths
-            out[start : start + _PAGES] = np.maximum.reduceat(similarity[codes], first).sum(1)
+            out[start : start + _PAGES] = np.maximum.reduceat(table[codes], first).sum(1)
         return out
 
     return score
@@ -64,11 +70,15 @@ def stored_scorer(query: Float32[np.ndarray, "t d"]) -> Scorer:
     return score
 
 
-def coded_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Scorer:
-    """The best score the compressed form allows: residual, else sign bits, else centroids."""
+def coded_scorer(
+    encoding: Encoding, query: Float32[np.ndarray, "t d"], similarity: Float32[np.ndarray, "t k"]
+) -> Scorer:
+    """The best score the compressed form allows: residual, else sign bits, else centroids.
+
+    similarity: inner products of the query with the centroids.
+    """
     residual = encoding.residual
     if isinstance(residual, QuantizedResidual):
-        similarity = np.ascontiguousarray(query @ encoding.codebook.centroids.T)
         if isinstance(residual.quantizer, Pieces):
             return _pieces_scorer(similarity, residual.quantizer.tables(query))
         return _buckets_scorer(similarity, residual.quantizer, query)
@@ -76,7 +86,7 @@ def coded_scorer(encoding: Encoding, query: Float32[np.ndarray, "t d"]) -> Score
         return decoded_scorer(encoding, query)
     if encoding.sign is not None:
         return _signs_scorer(encoding.sign, query)
-    return centroid_scorer(encoding, query)
+    return centroid_scorer(similarity)
 
 
 def _pieces_scorer(

@@ -44,15 +44,13 @@ def read_metadata(pairs: tuple[str, ...]) -> dict[str, Any]:
     return meta
 
 
-def shown_hits(
-    index: Index, hits: Sequence[Hit], query: str, heatmaps: Path | None
-) -> list[dict[str, Any]]:
+def shown_hits(index: Index, hits: Sequence[Hit], heatmaps: Path | None) -> list[dict[str, Any]]:
     """Plain values of each hit, with the words that fit where the document can still be read.
 
-    With a folder also a picture of each page and where it fits. query: empty for one given as
-    vectors. Raises ConfigError for pictures of an index that keeps no patches.
+    With a folder also a picture of each page and where it fits. Raises ConfigError for pictures of
+    an index that keeps no patches.
     """
-    grid = index.encoder.grid if query else None
+    grid = index.grid
     rows = []
     for rank, hit in enumerate(hits, 1):
         row: dict[str, Any] = {

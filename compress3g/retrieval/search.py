@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Int32, Int64, Shaped
 
 from ..errors import ConfigError, DocumentError
 from ..kernels import code_scan
@@ -61,7 +61,7 @@ def top(
 
 def search(
     view: View,
-    queries: Sequence[Float[np.ndarray, "t d"]],
+    queries: Sequence[Float[np.ndarray, "_ d"]],
     config: SearchConfig,
     *,
     allowed: Int64[np.ndarray, "n"] | None = None,
@@ -110,37 +110,50 @@ def _positions(view: View, allowed: Int64[np.ndarray, "n"] | None) -> Int64[np.n
 
 def _staged(
     view: View,
-    queries: Sequence[Float32[np.ndarray, "t d"]],
+    queries: Sequence[Float32[np.ndarray, "_ d"]],
     config: SearchConfig,
     positions: Int64[np.ndarray, "n"] | None,
 ) -> list[Ranking]:
     assert view.encoding is not None
     clock = time.perf_counter()
-    tables = [code_scan.quantise_table(q @ view.encoding.codebook.centroids.T) for q in queries]
-    totals = _scan(view, tables, positions)
+    n1, n2 = config.depths
     chosen = np.arange(len(view.page_ids)) if positions is None else positions
+    similarities = [q @ view.encoding.codebook.centroids.T for q in queries]
+    passed = _candidates(view, similarities, positions, chosen, n1)
     shared = (time.perf_counter() - clock) / len(queries)
     rankings = []
-    for query, total in zip(queries, totals, strict=True):
+    for query, similarity, found in zip(queries, similarities, passed, strict=True):
         seconds = {"scan": shared}
-        n1, n2 = config.depths
-        ids = view.page_ids if positions is None else view.page_ids[positions]
-        found = chosen[top(total, ids, n1)]
-        for stage, scorer, depth in _later_stages(view, query, n2):
+        for stage, scorer, depth in _later_stages(view, query, similarity, n2):
             clock = time.perf_counter()
             scores = _rescore(view, scorer, found)
             order = top(scores, view.page_ids[found], min(depth, len(found)))
             found, scores = found[order], scores[order]
             seconds[stage] = time.perf_counter() - clock
         best = slice(0, config.k)
-        rankings.append(Ranking(view.page_ids[found[best]], scores[best], len(total), seconds))
+        rankings.append(Ranking(view.page_ids[found[best]], scores[best], len(chosen), seconds))
     return rankings
+
+
+def _candidates(
+    view: View,
+    similarities: Sequence[Float32[np.ndarray, "_ k"]],
+    positions: Int64[np.ndarray, "n"] | None,
+    chosen: Int64[np.ndarray, "c"],
+    n1: int,
+) -> list[Int64[np.ndarray, "_"]]:
+    """Stage 1: positions of the best n1 pages of each query. Few pages all pass without a scan."""
+    if len(chosen) <= n1:
+        return [chosen] * len(similarities)
+    tables = [code_scan.quantise_table(s) for s in similarities]
+    ids = view.page_ids if positions is None else view.page_ids[positions]
+    return [chosen[top(total, ids, n1)] for total in _scan(view, tables, positions)]
 
 
 def _scan(
     view: View, tables: Sequence[code_scan.ScanTable], positions: Int64[np.ndarray, "n"] | None
-) -> list[Int64[np.ndarray, "n"]]:
-    """Stage 1: integer scores of all positions, or of the given ones in their order."""
+) -> list[Int32[np.ndarray, "pages"]]:
+    """Integer scores of all positions, or of the given ones in their order."""
     parts = []
     if positions is None:
         for segment in view.segments:
@@ -168,10 +181,10 @@ def _scan_segment(
 
 
 def _later_stages(
-    view: View, query: Float32[np.ndarray, "t d"], n2: int
+    view: View, query: Float32[np.ndarray, "t d"], similarity: Float32[np.ndarray, "t k"], n2: int
 ) -> list[tuple[str, Scorer, int]]:
     assert view.encoding is not None
-    scorer = coded_scorer(view.encoding, query)
+    scorer = coded_scorer(view.encoding, query, similarity)
     if view.encoding.config.store == "none":
         return [("rescore", scorer, n2)]
     return [("rescore", scorer, n2), ("exact", stored_scorer(query), n2)]
@@ -205,7 +218,7 @@ def _exact(
 
 def _rare_tokens(
     view: View, query: Float32[np.ndarray, "t d"], keep: float
-) -> Float32[np.ndarray, "t d"]:
+) -> Float32[np.ndarray, "s d"]:
     """The query without the tokens whose centroid is on most pages."""
     assert view.encoding is not None
     codes = view.encoding.codebook.assign(query)

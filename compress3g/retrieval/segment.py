@@ -134,12 +134,16 @@ class Segment:
         )
 
     def chunks(self, first: int, last: int) -> Iterator[PageRows]:
-        """Pages first ... last - 1 in pieces of about CHUNK vectors."""
+        """Pages first ... last - 1 in pieces of about CHUNK vectors.
+
+        What was read is released after each piece: a pass over an index of any size stays small.
+        """
         while first < last:
             end = int(self.offsets[first]) + CHUNK
             stop = int(np.searchsorted(self.offsets, end, side="right")) - 1
             stop = min(max(stop, first + 1), last)
             yield self.take(first, stop)
+            self.folder.release()
             first = stop
 
     def problems(self, centroids: int | None) -> Iterator[str]:
@@ -205,7 +209,7 @@ class Segment:
 
 
 def copy_pages(
-    segments: Sequence[Segment], keep: Sequence[Bool[np.ndarray, "p"]], target: SegmentWriter
+    segments: Sequence[Segment], keep: Sequence[Bool[np.ndarray, "_"]], target: SegmentWriter
 ) -> None:
     """Copies the kept pages of all segments in ascending page number, CHUNK vectors at a time."""
     rows = [np.flatnonzero(mask) for mask in keep]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Float32, Int16, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, Integer, Real
 from torch import Tensor
 
 from ..errors import VectorError
@@ -22,16 +23,18 @@ _LENGTH = 1e-2  # how far from one a unit vector in half precision may be
 class PageVectors:
     """The vectors of a page, one row each; arrays or tensors in, numpy arrays inside.
 
-    vectors: [M, D] float16 or float32, unit rows. saliency: how much each row matters, if the
-    encoder knows. grid: row and column of the patch, -1 for none. kind: PATCH for a patch of the
-    picture or a word-piece, SPECIAL for what the encoder adds to every page.
+    vectors: [M, D] float16 or float32, unit rows. saliency: how much each row matters, what pruning
+    goes by. grid: row and column of the patch, -1 for none. kind: PATCH for a patch of the picture
+    or a word-piece, SPECIAL for what the encoder adds to every page. signals: all kinds of saliency
+    that the encoder tells, by name.
     Missing grid and kind: no geometry, all patches. Raises VectorError where shapes disagree.
     """
 
     vectors: Float[np.ndarray, "m d"]
-    saliency: Float32[np.ndarray, "m"] | None = None
-    grid: Int16[np.ndarray, "m 2"] | None = None
-    kind: UInt8[np.ndarray, "m"] | None = None
+    saliency: Real[np.ndarray, "m"] | None = None
+    grid: Integer[np.ndarray, "m 2"] | None = None
+    kind: Integer[np.ndarray, "m"] | None = None
+    signals: Mapping[str, Real[np.ndarray, "m"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         vectors = array(self.vectors)
@@ -42,17 +45,20 @@ class PageVectors:
             )
         rows = len(vectors)
         grid = np.full((rows, 2), -1) if self.grid is None else array(self.grid)
-        kind = np.zeros(rows) if self.kind is None else array(self.kind)
+        kind = np.zeros(rows, np.uint8) if self.kind is None else array(self.kind)
         saliency = None if self.saliency is None else array(self.saliency).astype(np.float32)
+        signals = {name: array(s).astype(np.float32) for name, s in self.signals.items()}
         for name, found, wanted in (
             ("grid", grid.shape, (rows, 2)),
             ("kind", kind.shape, (rows,)),
             ("saliency", None if saliency is None else saliency.shape, (rows,)),
+            *((f"saliency {name}", s.shape, (rows,)) for name, s in signals.items()),
         ):
             if found not in (wanted, None):
                 raise VectorError(f"{name} of a page has shape {found}, its vectors need {wanted}")
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "saliency", saliency)
+        object.__setattr__(self, "signals", signals)
         object.__setattr__(self, "grid", grid.astype(np.int16))
         object.__setattr__(self, "kind", kind.astype(np.uint8))
 
@@ -79,6 +85,7 @@ class PageVectors:
             saliency=None if self.saliency is None else self.saliency[rows],
             grid=self.grid[rows],
             kind=self.kind[rows],
+            signals={name: s[rows] for name, s in self.signals.items()},
         )
 
 

@@ -49,6 +49,28 @@ def test_every_body_takes_maxima_per_token_and_adds_them(
         assert scan(table, codes, offsets, some).tolist() == _brute(table, codes, offsets, some)
 
 
+@pytest.mark.parametrize("tokens", [24, 40])
+@pytest.mark.parametrize("rows", [1500, 4096])
+def test_pages_of_rising_codes_may_go_over_a_large_table_part_by_part(running, body, rows, tokens):
+    random = np.random.default_rng(rows + tokens)
+    pages = []
+    for i in range(300):  # more than two tiles, with pages between that take the other way
+        if i % 9 == 5:
+            pages.append(random.integers(0, rows, 90))
+        else:
+            pages.append(np.sort(random.choice(rows, random.integers(0, 900), replace=False)))
+    codes = np.concatenate(pages).astype(np.uint16)
+    offsets = np.concatenate([[0], np.cumsum([len(page) for page in pages])])
+    table = _table(rows, tokens)
+    some = random.permutation(300)[:200]
+    with running("code_scan", body):
+        assert scan(table, codes, offsets).tolist() == _brute(table, codes, offsets)
+        assert scan(table, codes, offsets, some).tolist() == _brute(table, codes, offsets, some)
+        codes[offsets[7]] = rows  # below the last code of its page no more: it does not rise
+        with pytest.raises(ConfigError, match=f"code {rows} in a table of {rows} rows"):
+            scan(table, codes, offsets)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     widths=st.lists(st.sampled_from([1, 8, 9, 24, 32, 33, 190, 200, 300, 1024]), max_size=9),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_every_cell_of_a_page_has_one_patch(made, pages):
         assert sorted(map(tuple, placed.tolist())) == list(np.ndindex(*cells))
         assert (page.kind[(page.grid >= 0).all(1)] == PATCH).all()
         check_vectors(page.vectors, "the page", dimension=128)
-        assert (page.saliency[page.patches] > 0).all()
+        assert (page.signals["indegree"][page.patches] > 0).all()
 
 
 def test_a_page_is_the_same_alone_and_in_a_batch(made, pages):
@@ -69,17 +70,21 @@ def test_a_page_is_the_same_alone_and_in_a_batch(made, pages):
         assert len(alone) == len(together)
         # float16, and sums of other shapes
         np.testing.assert_allclose(alone.vectors, together.vectors, atol=2e-3)
-        np.testing.assert_allclose(alone.saliency, together.saliency, atol=1e-5)
+        np.testing.assert_allclose(
+            alone.signals["indegree"], together.signals["indegree"], atol=1e-5
+        )
         assert (alone.grid == together.grid).all()
 
 
 def test_watching_attention_leaves_the_vectors_as_they_are(made, pages):
-    plain = encoder_of(made, saliency="norm").encode_pages(pages)
-    for kind in ("indegree", "last_indegree", "last_row"):
-        watched = encoder_of(made, saliency=kind).encode_pages(pages)
-        for a, b in zip(plain, watched, strict=True):
-            assert (a.vectors == b.vectors).all()
-            assert not np.allclose(a.saliency, b.saliency)
+    plain = encoder_of(made, signals=()).encode_pages(pages)
+    every = ("indegree", "last_indegree", "last_row", "norm")
+    watched = encoder_of(made, signals=every).encode_pages(pages)
+    for a, b in zip(plain, watched, strict=True):
+        assert (a.vectors == b.vectors).all()
+        assert a.signals == {}
+        told = [b.signals[name] for name in every]
+        assert not any(np.allclose(p, q) for p, q in itertools.combinations(told, 2))
 
 
 def test_queries_keep_the_tokens_they_were_trained_with(made):

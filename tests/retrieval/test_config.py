@@ -14,6 +14,7 @@ from compress3g.retrieval.config import PRESETS, IndexConfig
      ("binary", "yes"), ("pool", 0), ("pool", 1.5), ("keep", 0), ("keep", 1.01), ("keep", "some"),
      ("saliency", "none")],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_values_no_index_can_be_made_with_are_named(option, value):
     with pytest.raises(ConfigError, match=f"^--{option} {value} "):
         IndexConfig(**{option: value})

@@ -41,7 +41,7 @@ def test_a_query_taken_from_its_document_scores_one(build):
     )
     assert rows["index"].recall == 1.0  # all pages reach the exact stage
     assert {n for n in rows if "keep" in n} == {
-        "exact, keep 0.5 by random", "exact, keep 0.5 by rare", "exact, keep 0.5 by indegree",
+        "exact, keep 0.5 by random", "exact, keep 0.5 by rare", "exact, keep 0.5 by given",
     }  # fmt: skip
     assert all(r.interval[0] <= r.ratio <= r.interval[1] for n, r in rows.items() if n != "exact")
 

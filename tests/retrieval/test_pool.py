@@ -79,7 +79,7 @@ def _colpali_pooler(file):
 def test_planted_groups_are_found_and_carry_their_place_and_saliency():
     centres = np.eye(16, dtype=np.float32)[:4]
     x = normalise(np.repeat(centres, 3, 0) + 0.01 * unit(12, 16))
-    grid = np.stack((np.arange(12), np.zeros(12)), 1)
+    grid = np.stack((np.arange(12), np.zeros(12, np.int64)), 1)
     page = pool(PageVectors(x, np.arange(12), grid), 3)
     assert len(page) == 4
     group = (page.vectors @ centres.T).argmax(1)

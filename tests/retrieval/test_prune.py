@@ -21,6 +21,7 @@ from compress3g.retrieval.vectors import PageVectors, normalise
 def page_of(saliency, kind=None):
     m = len(saliency)
     x = normalise(np.random.default_rng(0).standard_normal((m, 8)))
+    kind = None if kind is None else np.asarray(kind)
     return PageVectors(x, np.asarray(saliency, np.float32), kind=kind)
 
 

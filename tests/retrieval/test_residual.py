@@ -175,6 +175,7 @@ def test_what_cannot_be_divided_is_refused(book):
         fit_codec("zip", clustered(50, 64), book, 0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_vectors_and_codes_have_to_fit(codecs):
     with pytest.raises(VectorError, match="3 codes"):
         codecs["res2"].encode(clustered(4, 64), np.zeros(3, np.uint8))

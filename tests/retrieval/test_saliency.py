@@ -44,9 +44,9 @@ def batch(lengths=LENGTHS, *, left: bool = False):
 
 
 def watched(model, ids, valid, kind):
-    with torch.no_grad(), watch_attention(model, valid, kind) as seen:
+    with torch.no_grad(), watch_attention(model, valid, [kind]) as seen:
         hidden = model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
-    return hidden, seen.result
+    return hidden, seen.results[kind]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -88,10 +88,19 @@ def test_saliency_is_the_column_mean_of_eager_attention(family, left, kind, leng
         torch.testing.assert_close(found[b].double(), expected / len(chosen), atol=1e-5, rtol=0)
 
 
+def test_several_kinds_at_once_are_each_what_it_is_alone():
+    model, (ids, valid) = tiny("bert"), batch()
+    kinds = ("indegree", "last_indegree", "last_row")
+    with torch.no_grad(), watch_attention(model, valid, kinds) as seen:
+        model(input_ids=ids, attention_mask=valid.long())
+    for kind in kinds:
+        assert torch.equal(seen.results[kind], watched(model, ids, valid, kind)[1])
+
+
 def test_attention_is_as_before_afterwards_even_after_an_error():
     model = tiny("bert")
     _, valid = batch()
-    with pytest.raises(RuntimeError, match="stop"), watch_attention(model, valid):
+    with pytest.raises(RuntimeError, match="stop"), watch_attention(model, valid, ["indegree"]):
         raise RuntimeError("stop")
     assert model.config._attn_implementation == "sdpa"
 

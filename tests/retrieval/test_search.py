@@ -55,7 +55,8 @@ def test_kernels_score_what_the_codecs_decode(build, residual):
     rows = np.asarray([3, 0, 7, 7])
     for seed in range(3):
         query = make_query(seed)
-        found = coded_scorer(encoding, query)(segment, rows)
+        similarity = query @ encoding.codebook.centroids.T
+        found = coded_scorer(encoding, query, similarity)(segment, rows)
         # Kernels keep half-precision factors of a few hundred terms: 1e-3 of scores of about 4.
         np.testing.assert_allclose(found, decoded_scorer(encoding, query)(segment, rows), rtol=1e-3)
 
@@ -133,6 +134,7 @@ class Words:
     fingerprint: str = "words 1"
     name: str = "words"
     dim: int = DIMENSION
+    grid: tuple[int, int] | None = None
 
     def encode_queries(self, queries):
         return [

@@ -63,7 +63,7 @@ def test_long_pages_are_seen_in_windows_without_gaps(encoder):
     (page,) = encoder.encode_pages([page_of_text(" ".join(words))])
     assert len(page) == 123
     check_vectors(page.vectors, "the page", dimension=32)  # no row was left zero
-    assert (page.saliency > 0).all()
+    assert (page.signals["indegree"] > 0).all()
     # Window of 38 and context of 9: the first 29 come from the first window alone.
     (head,) = encoder.encode_pages([page_of_text(" ".join(words[:38]))])
     np.testing.assert_allclose(page.vectors[:29], head.vectors[:29], atol=1e-3)

@@ -14,6 +14,7 @@ def unit(n, d, seed=0):
     return normalise(np.random.default_rng(seed).standard_normal((n, d)))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_tensors_become_arrays_and_missing_parts_are_filled():
     page = PageVectors(torch.ones(3, 8), saliency=torch.arange(3.0))
     assert isinstance(page.vectors, np.ndarray)
@@ -38,12 +39,14 @@ def test_take_keeps_the_parts_together():
 @pytest.mark.parametrize(
     ("part", "shape"), [("saliency", (2,)), ("grid", (3, 1)), ("kind", (3, 1))]
 )
+@pytest.mark.usefixtures("unchecked")
 def test_parts_of_another_length_are_refused(part, shape):
     with pytest.raises(VectorError, match=part):
         PageVectors(unit(3, 8), **{part: np.zeros(shape)})
 
 
 @pytest.mark.parametrize("vectors", [np.zeros((2, 3)), np.zeros(3, np.float32)])
+@pytest.mark.usefixtures("unchecked")
 def test_other_types_and_shapes_are_refused(vectors):
     with pytest.raises(VectorError, match="float16 or float32"):
         PageVectors(vectors)

@@ -40,9 +40,9 @@ class Pairs:
     """
 
     base: Float[Tensor, "k padded"] | None
-    query: Int16[Tensor, "d/2 padded 2"]
+    query: Int16[Tensor, "pairs padded 2"]
     step: float
-    stream: Int8[Tensor, "v d"] | UInt8[Tensor, "v d/2"]
+    stream: Int8[Tensor, "v d"] | UInt8[Tensor, "v pairs"]
     factor: Factor
     tokens: int
     levels: Int16[Tensor, "256 2"] | None = None

@@ -1,7 +1,7 @@
 """Decoded pictures of whole scenes, one .npy each, in a folder that may vanish any time.
 
-The folder is $COMPRESS3G_CACHE, else $XDG_CACHE_HOME/compress3g, else ~/.cache/compress3g. A cache
-only saves time: whatever goes wrong with it is logged for the curious and is never an error.
+A cache only saves time: whatever goes wrong with it is logged for the curious and is never an
+error.
 """
 
 from __future__ import annotations
@@ -18,19 +18,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ...engine.cache import cache_folder
+
 CAPACITY = 4 << 30  # bytes
 
 _OURS = re.compile(r"images-[0-9a-f]{64}\.(npy|\w+\.tmp)")
 _log = logging.getLogger("compress3g.nerf")
-
-
-def folder() -> Path:
-    """Where the cache is. Raises RuntimeError for a user without a home."""
-    if chosen := os.environ.get("COMPRESS3G_CACHE"):
-        return Path(chosen)
-    if parent := os.environ.get("XDG_CACHE_HOME"):
-        return Path(parent) / "compress3g"
-    return Path.home() / ".cache" / "compress3g"
 
 
 def key_of(files: Sequence[Path], downscale: int) -> str:
@@ -45,7 +38,7 @@ def key_of(files: Sequence[Path], downscale: int) -> str:
 def load(key: str, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8] | None:
     """The pictures stored under `key`, None unless they are whole and of this (n, h, w)."""
     try:
-        file = folder() / f"images-{key}.npy"
+        file = cache_folder() / f"images-{key}.npy"
         images = np.load(file, allow_pickle=False)
         os.utime(file)  # the oldest are deleted first: this one was needed today
     except FileNotFoundError:
@@ -62,7 +55,7 @@ def store(key: str, images: npt.NDArray[np.uint8]) -> None:
     if images.nbytes > CAPACITY:
         return
     try:
-        home = folder()
+        home = cache_folder()
         home.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"images-{key}.", suffix=".tmp", dir=home)
         try:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..._compat.torchvision_cpu import declare_operators
 from ...errors import ConfigError, DocumentError, require
-from ..config import SaliencyName
-from ..pages import RESOLUTION, PageImage
+from ..config import SignalName
+from ..pages import LARGEST_SIDE, RESOLUTION, PageImage
 from ..vectors import PATCH, SPECIAL, PageVectors, normalise
-from .saliency import AttentionSaliency, watch_attention
+from .saliency import attention_signals, watch_attention
 from .weights import pretrained, weights_digest
 
 Ids = Int64[np.ndarray, "n"]
@@ -132,11 +132,11 @@ class VisionEncoder:
         processor: Any,
         *,
         name: str,
-        saliency: SaliencyName = "indegree",
+        signals: Sequence[SignalName] = ("indegree",),
     ) -> None:
         self._family, self._processor = FAMILIES[family], processor
         self._model = model.eval().requires_grad_(False)
-        self._saliency = saliency
+        self._signals = tuple(signals)
         self._image = int(processor.image_token_id)
         self.name = name
         self._projection = getattr(model, self._family.projection)
@@ -147,9 +147,9 @@ class VisionEncoder:
         )
 
     def encode_pages(self, pages: Sequence[PageImage]) -> list[PageVectors]:
-        """See Encoder: float16, with saliency as asked for."""
+        """See Encoder: float16, with the signals asked for."""
         batch = self._processor.process_images([page.image for page in pages])
-        vectors, weights = self._run(batch, watch=True)
+        vectors, told = self._run(batch, self._signals)
         grids = batch.get("image_grid_thw", [None] * len(pages))
         out = []
         for i, grid in enumerate(grids):
@@ -158,41 +158,44 @@ class VisionEncoder:
             places = self._family.places(ids, self._image, self._processor, grid)
             kind = np.where(ids == self._image, PATCH, SPECIAL)
             x = normalise(vectors[i][real]).astype(np.float16)
-            out.append(PageVectors(x, weights[i][real], places, kind))
+            signals = {name: s[i][real] for name, s in told.items()}
+            out.append(PageVectors(x, None, places, kind, signals))
         return out
 
-    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "t d"]]:
+    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "_ d"]]:
         """See Encoder. Raises DocumentError for an empty query."""
         if not all(query.strip() for query in queries):
             raise DocumentError("the query is empty: give at least one word")
         found = []
         for query in queries:
             batch = self._processor.process_queries(texts=[query])
-            vectors, _ = self._run(batch, watch=False)
+            vectors, _ = self._run(batch, ())
             found.append(normalise(vectors[0][batch["attention_mask"][0].bool().cpu().numpy()]))
         return found
 
     @torch.inference_mode()
     def _run(
-        self, batch: Any, *, watch: bool
-    ) -> tuple[Float32[np.ndarray, "b n d"], Float32[np.ndarray, "b n"]]:
+        self, batch: Any, signals: Sequence[SignalName]
+    ) -> tuple[Float32[np.ndarray, "b n d"], dict[str, Float32[np.ndarray, "b n"]]]:
         inputs = batch.to(self._model.device)
         valid = inputs["attention_mask"].bool()
         norms: list[Float[Tensor, "b n"]] = []
+        told: dict[str, Float[Tensor, "b n"]] = {}
         hook = self._projection.register_forward_hook(
             lambda module, given, result: norms.append(result.float().norm(dim=-1))
         )
         try:
-            if watch and self._saliency in get_args(AttentionSaliency):
-                with watch_attention(self._model, valid, self._saliency) as seen:  # type: ignore[arg-type]
+            if watched := attention_signals(signals):
+                with watch_attention(self._model, valid, watched) as seen:
                     vectors = self._model(**inputs)
-                weight = seen.result
+                told |= seen.results
             else:
                 vectors = self._model(**inputs)
-                weight = norms[-1]
         finally:
             hook.remove()
-        return vectors.float().cpu().numpy(), weight.float().cpu().numpy()
+        if "norm" in signals:
+            told["norm"] = norms[-1]
+        return vectors.float().cpu().numpy(), {n: s.float().cpu().numpy() for n, s in told.items()}
 
 
 def _preprocessing(processor: Any) -> str:
@@ -201,7 +204,7 @@ def _preprocessing(processor: Any) -> str:
         "image": processor.image_processor.to_dict(),
         "prompt": getattr(processor, "visual_prompt_prefix", ""),
         "query": [getattr(processor, n, "") for n in ("query_prefix", "query_augmentation_token")],
-        "resolution": RESOLUTION,
+        "resolution": (RESOLUTION, LARGEST_SIDE),
     }
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -211,7 +214,7 @@ def load_vision_encoder(
     family: str,
     model: str,
     *,
-    saliency: SaliencyName = "indegree",
+    signals: Sequence[SignalName] = ("indegree",),
     device: str | None = None,
 ) -> VisionEncoder:
     """A model of a family from a folder or the hub; bfloat16 on a GPU, else float32.
@@ -229,5 +232,5 @@ def load_vision_encoder(
     loaded = pretrained(getattr(models, known.model), folder, dtype=precision)
     processor = pretrained(getattr(models, known.processor), folder)
     return VisionEncoder(
-        family, loaded.to(where), processor, name=f"{family}:{folder}", saliency=saliency
+        family, loaded.to(where), processor, name=f"{family}:{folder}", signals=signals
     )

@@ -34,7 +34,7 @@ class PrecomputedEncoder:
         """See Encoder. Raises DocumentError for a page that is not stored."""
         return [_stored(self.pages, page.where, "page") for page in pages]
 
-    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "t d"]]:
+    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "_ d"]]:
         """See Encoder. Raises DocumentError for a query that is not stored."""
         return [_stored(self.queries, query, "query") for query in queries]
 

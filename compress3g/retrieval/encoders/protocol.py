@@ -37,6 +37,6 @@ class Encoder(Protocol):
         """Vectors of each page, padding dropped. Raises DocumentError for what it cannot see."""
         ...
 
-    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "t d"]]:
+    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "_ d"]]:
         """Vectors of each query's tokens."""
         ...

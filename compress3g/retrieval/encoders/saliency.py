@@ -8,17 +8,18 @@ blocks of rows, of which only sums over rows remain.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..config import SignalName
 
 AttentionSaliency = Literal["indegree", "last_indegree", "last_row"]
 _IMPLEMENTATION = "c3g_saliency"
@@ -27,16 +28,15 @@ _ROWS = 256  # of the attention matrix at once
 
 @dataclass(slots=True, eq=False)
 class Attended:
-    """Collects saliency while a model runs: `result` is it, [B, n], 0 for padding.
+    """Collects saliency while a model runs: `results` are it, [B, n] each, 0 for padding.
 
-    layers: those that count. valid: tokens that are not padding. last_row: only what the last
-    valid token attends to.
+    layers: those that count, by kind; of `last_row` only what the last valid token attends to.
+    valid: tokens that are not padding.
     """
 
-    layers: frozenset[int]
+    layers: Mapping[AttentionSaliency, frozenset[int]]
     valid: Bool[Tensor, "b n"]
-    last_row: bool = False
-    _sums: list[Float[Tensor, "b n"]] = field(default_factory=list)
+    _sums: dict[AttentionSaliency, list[Float[Tensor, "b n"]]] = field(default_factory=dict)
 
     def see(
         self,
@@ -49,17 +49,18 @@ class Attended:
     ) -> None:
         """Takes part of a layer's attention; layers of other towers are passed over."""
         same = (query.shape[0], query.shape[2]) == self.valid.shape == (len(key), key.shape[2])
-        if layer in self.layers and same:
-            rows = _last(self.valid) if self.last_row else self.valid
-            sums = mean_attention(query, key, rows, mask=mask, causal=causal, scale=scale)
-            self._sums.append(sums)
+        for kind, layers in self.layers.items():
+            if layer in layers and same:
+                rows = _last(self.valid) if kind == "last_row" else self.valid
+                sums = mean_attention(query, key, rows, mask=mask, causal=causal, scale=scale)
+                self._sums.setdefault(kind, []).append(sums)
 
     @property
-    def result(self) -> Float[Tensor, "b n"]:
-        """Mean over layers. Raises ConfigError when no layer could be seen."""
-        if not self._sums:
+    def results(self) -> dict[str, Float[Tensor, "b n"]]:
+        """Mean over layers of each kind. Raises ConfigError when no layer could be seen."""
+        if self.layers.keys() != self._sums.keys():
             raise ConfigError("this model's attention cannot be watched: use saliency norm")
-        return torch.stack(self._sums).mean(0) * self.valid
+        return {kind: torch.stack(s).mean(0) * self.valid for kind, s in self._sums.items()}
 
 
 def mean_attention(
@@ -148,9 +149,15 @@ def watched_layers(kind: AttentionSaliency, layers: int) -> frozenset[int]:
     return frozenset(range(layers // 3, max(layers // 3 + 1, 2 * layers // 3)))
 
 
+def attention_signals(signals: Sequence[SignalName]) -> tuple[AttentionSaliency, ...]:
+    """Those of the signals that need the model's attention."""
+    known: tuple[AttentionSaliency, ...] = get_args(AttentionSaliency)
+    return tuple(kind for kind in known if kind in signals)
+
+
 @contextmanager
 def watch_attention(
-    model: Any, valid: Bool[Tensor, "b n"], kind: AttentionSaliency = "indegree"
+    model: Any, valid: Bool[Tensor, "b n"], kinds: Sequence[AttentionSaliency]
 ) -> Iterator[Attended]:
     """Saliency of the tokens that the model is run on inside, its output unchanged to the bit.
 
@@ -163,7 +170,7 @@ def watch_attention(
     AttentionInterface.register(_IMPLEMENTATION, _attention)
     AttentionMaskInterface.register(_IMPLEMENTATION, sdpa_mask)
     depth = model.config.get_text_config().num_hidden_layers
-    seen = Attended(watched_layers(kind, depth), valid, kind == "last_row")
+    seen = Attended({kind: watched_layers(kind, depth) for kind in kinds}, valid)
     before = _implementations(model.config)
     token = _watching.set(seen)
     try:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from jaxtyping import Float, Float32, Int16
 from torch import Tensor
 
 from ...errors import ConfigError, DocumentError
-from ..config import SaliencyName
+from ..config import SignalName
 from ..pages import PageImage
 from ..vectors import PATCH, SPECIAL, PageVectors, normalise
-from .saliency import AttentionSaliency, watch_attention
+from .saliency import attention_signals, watch_attention
 from .weights import pretrained, transformers_module, weights_digest
 
 # A4 in cells of 7.5 points: a line has its own row, a word-piece mostly its own cell.
@@ -56,7 +56,7 @@ class TextLayerEncoder:
         model: str | os.PathLike[str],
         *,
         dim: int | None = None,
-        saliency: SaliencyName = "indegree",
+        signals: Sequence[SignalName] = ("indegree",),
         device: str | torch.device = "cpu",
         name: str | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class TextLayerEncoder:
         loaded = pretrained(transformers.AutoModel, folder, dtype=torch.float32)
         self._model = loaded.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
-        self._saliency = saliency
+        self._signals = tuple(signals)
         width = int(loaded.config.hidden_size)
         self.dim = width if dim is None else dim
         if not 0 < self.dim <= width:
@@ -83,29 +83,31 @@ class TextLayerEncoder:
         )
 
     def encode_pages(self, pages: Sequence[PageImage]) -> list[PageVectors]:
-        """See Encoder: float16, saliency as asked for, grid by the middle of each word-piece."""
+        """See Encoder: float16, the signals asked for, grid by the middle of each word-piece."""
         pieces = [self._pieces(page) for page in pages]
         windows = [w for i, (ids, _) in enumerate(pieces) for w in self._windows(i, len(ids))]
         windows.sort(key=lambda w: w.first - w.last)  # alike in length: little padding
         vectors = [np.zeros((max(len(ids), 1), self.dim), np.float16) for ids, _ in pieces]
-        saliency = [np.zeros(len(v), np.float32) for v in vectors]
+        names: tuple[str, ...] = self._signals
+        signals = [{n: np.zeros(len(v), np.float32) for n in names} for v in vectors]
         for i in range(0, len(windows), _BATCH):
             batch = windows[i : i + _BATCH]
             ids = [pieces[w.page][0][w.first : w.last] for w in batch]
-            for w, (x, weight) in zip(batch, self._run(ids, watch=True), strict=True):
+            for w, (x, told) in zip(batch, self._run(ids, self._signals), strict=True):
                 # Row 0 is [CLS]; it stands in for a page without words.
                 inside = slice(w.start - w.first + 1, w.end - w.first + 1)
                 rows = slice(w.start, w.end)
                 if w.first == w.last:
                     inside = rows = slice(0, 1)
                 vectors[w.page][rows] = x[inside]
-                saliency[w.page][rows] = weight[inside]
+                for name, values in told.items():
+                    signals[w.page][name][rows] = values[inside]
         return [
-            PageVectors(v, s, grid, np.full(len(v), PATCH if len(ids) else SPECIAL))
-            for v, s, (ids, grid) in zip(vectors, saliency, pieces, strict=True)
+            PageVectors(v, None, grid, np.full(len(v), PATCH if len(ids) else SPECIAL), s)
+            for v, s, (ids, grid) in zip(vectors, signals, pieces, strict=True)
         ]
 
-    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "t d"]]:
+    def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "_ d"]]:
         """See Encoder. Raises DocumentError for a query that is empty or too long."""
         found = []
         for query in queries:
@@ -114,7 +116,7 @@ class TextLayerEncoder:
                 raise DocumentError(
                     f"the query has {len(ids)} word-pieces: give 1 to {self._window}"
                 )
-            ((x, _),) = self._run([ids], watch=False)
+            ((x, _),) = self._run([ids], ())
             found.append(x[1:-1])
         return found
 
@@ -155,9 +157,9 @@ class TextLayerEncoder:
 
     @torch.inference_mode()
     def _run(
-        self, pieces: Sequence[Sequence[int]], *, watch: bool
-    ) -> list[tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n"]]]:
-        """Unit vectors and saliency of [CLS] pieces [SEP], padding dropped."""
+        self, pieces: Sequence[Sequence[int]], signals: Sequence[SignalName]
+    ) -> list[tuple[Float32[np.ndarray, "n d"], dict[str, Float32[np.ndarray, "n"]]]]:
+        """Unit vectors and signals of [CLS] pieces [SEP], padding dropped."""
         token = self._tokenizer
         rows = [[token.cls_token_id, *ids, token.sep_token_id] for ids in pieces]
         longest = max(map(len, rows))
@@ -167,25 +169,27 @@ class TextLayerEncoder:
             ids[i, : len(row)] = torch.tensor(row)
             valid[i, : len(row)] = True
         ids, valid = ids.to(self._device), valid.to(self._device)
-        hidden, weight = self._forward(ids, valid, watch)
+        hidden, told = self._forward(ids, valid, signals)
         out = []
         for i, row in enumerate(rows):
             x = normalise(hidden[i, : len(row)].float().cpu().numpy())
-            out.append((x, weight[i, : len(row)].float().cpu().numpy()))
+            out.append((x, {n: s[i, : len(row)].float().cpu().numpy() for n, s in told.items()}))
         return out
 
     def _forward(
-        self, ids: Tensor, valid: Tensor, watch: bool
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
+        self, ids: Tensor, valid: Tensor, signals: Sequence[SignalName]
+    ) -> tuple[Float[Tensor, "b n d"], dict[str, Float[Tensor, "b n"]]]:
         inputs = {"input_ids": ids, "attention_mask": valid.long()}
-        if watch and self._saliency in get_args(AttentionSaliency):
-            with watch_attention(self._model, valid, self._saliency) as seen:  # type: ignore[arg-type]
+        told: dict[str, Float[Tensor, "b n"]] = {}
+        if watched := attention_signals(signals):
+            with watch_attention(self._model, valid, watched) as seen:
                 hidden = self._model(**inputs).last_hidden_state
-            weight = seen.result
+            told |= seen.results
         else:
             hidden = self._model(**inputs).last_hidden_state
-            weight = hidden.norm(dim=-1)
-        return (hidden if self._cut is None else hidden @ self._cut), weight
+        if "norm" in signals:
+            told["norm"] = hidden.norm(dim=-1)
+        return (hidden if self._cut is None else hidden @ self._cut), told
 
 
 def cell(down: float, across: float) -> tuple[int, int]:
@@ -217,7 +221,7 @@ def bundled_model() -> str | None:
 
 
 def load_text_layer(
-    model: str, saliency: SaliencyName = "indegree", **options: Any
+    model: str, signals: Sequence[SignalName] = ("indegree",), **options: Any
 ) -> TextLayerEncoder:
     """`text`, `text:MODEL` or `text:MODEL@DIM` as an encoder. Raises ConfigError."""
     _, _, rest = model.partition(":")
@@ -228,5 +232,5 @@ def load_text_layer(
     dim = int(size) if at else None
     given = f"text@{dim}" if not name and dim else "text"
     return TextLayerEncoder(
-        folder, dim=dim, saliency=saliency, name=None if name else given, **options
+        folder, dim=dim, signals=signals, name=None if name else given, **options
     )

@@ -267,12 +267,3 @@ def test_the_oldest_images_go_when_the_cache_is_full(files, cache, monkeypatch):
     order = (files[1::-1] + files[2:], files[::-1])
     assert kept == {f"images-{_image_cache.key_of(each, 1)}.npy" for each in order}
     assert (cache / "something else").exists()
-
-
-def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("COMPRESS3G_CACHE", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert _image_cache.folder() == tmp_path / "compress3g"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert _image_cache.folder() == tmp_path / ".cache" / "compress3g"
