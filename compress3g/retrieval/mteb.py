@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +30,18 @@ _BATCH = 4
 class IndexedSearch:
     """Implements mteb's search protocol: `index` a corpus, then `search` it.
 
-    The index is built in `folder`, a temporary one by default, anew for every corpus.
+    The index is built in `folder`, a temporary one by default that goes with the model, anew for
+    every corpus.
     """
 
     def __init__(
         self, encoder: Encoder, config: IndexConfig | None = None, *, folder: Path | None = None
     ) -> None:
         self._encoder, self._config = encoder, config or IndexConfig()
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="compress3g-")
-        self._folder = folder or Path(str(self._temporary and self._temporary.name))
+        self._folder = folder or Path(tempfile.mkdtemp(prefix="compress3g-"))
+        if folder is None:
+            # Not TemporaryDirectory, which warns when it goes with the object that owns it.
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._index: Index | None = None
         self._corpora = 0
 

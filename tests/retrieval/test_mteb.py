@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+
 import pytest
 
 from compress3g.errors import ConfigError
@@ -48,6 +51,19 @@ def test_search_gives_scores_by_query_and_document_and_only_those_asked_for(mode
     assert {len(scores) for scores in found.values()} == {3}
     asked = model.search(queries, top_k=3, top_ranked={"q2": ["d1", "d3"], "q4": ["d4"]})
     assert {q: set(scores) for q, scores in asked.items()} == {"q2": {"d1", "d3"}, "q4": {"d4"}}
+
+
+def test_a_temporary_index_goes_with_the_model(encoder):
+    from compress3g.retrieval.mteb import IndexedSearch
+
+    model = IndexedSearch(encoder)
+    folder = model._folder
+    assert folder.is_dir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del model
+        gc.collect()
+    assert not folder.exists()
 
 
 def test_mteb_accepts_the_model_and_measures_a_perfect_ranking(model, tmp_path):
