@@ -74,12 +74,14 @@ class HardConcrete(Gate):
         return self._clipped(z.float().sigmoid())
 
     def open(self, z: Each) -> Each:
-        """P(g != 0) = sigmoid(z - beta ln(-gamma / zeta))."""
-        return (z.float() - self.beta * math.log(-self.gamma / self.zeta)).sigmoid()
+        """P(g != 0) = sigmoid(z - beta ln(-gamma / zeta)), and what bounded noise makes of it."""
+        p = (z.float() - self.beta * math.log(-self.gamma / self.zeta)).sigmoid()
+        return (p * (1 + 2 * self.eps) - self.eps).clamp(0, 1)
 
     def init(self, size: int, keep: float) -> Float[Tensor, "size"]:
         """Logits whose P(g != 0) is `keep`."""
-        return torch.full((size,), _logit(keep) + self.beta * math.log(-self.gamma / self.zeta))
+        p = (keep + self.eps) / (1 + 2 * self.eps)
+        return torch.full((size,), _logit(p) + self.beta * math.log(-self.gamma / self.zeta))
 
 
 @dataclass(frozen=True, slots=True)

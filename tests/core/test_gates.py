@@ -18,9 +18,9 @@ def four_sigma(p):
     return 4 * math.sqrt(p * (1 - p) / DRAWS) + 1e-3
 
 
-@pytest.mark.parametrize("beta", [2 / 3, 0.83])
-def test_hard_concrete_is_nonzero_as_often_as_open_says(beta):
-    gate = HardConcrete(beta=beta)
+@pytest.mark.parametrize(("beta", "eps"), [(2 / 3, 1e-8), (0.83, 0.1), (0.83, 0.5), (0.83, 1.0)])
+def test_hard_concrete_is_nonzero_as_often_as_open_says(beta, eps):
+    gate = HardConcrete(beta=beta, eps=eps)
     z = LOGITS.expand(DRAWS, -1)
     share = (gate.sample(z, generator=torch.Generator().manual_seed(0)) > 0).double().mean(0)
     for p, seen in zip(gate.open(LOGITS).tolist(), share.tolist(), strict=True):
@@ -67,7 +67,9 @@ def test_gumbel_gates_pass_the_soft_gradient_straight_through():
     torch.testing.assert_close(z.grad, soft * (1 - soft) / 0.4)
 
 
-@pytest.mark.parametrize("gate", [Sigmoid(), HardConcrete(), GumbelSigmoid(), Scalar()])
+@pytest.mark.parametrize(
+    "gate", [Sigmoid(), HardConcrete(), HardConcrete(eps=0.5), GumbelSigmoid(), Scalar()]
+)
 @given(keep=st.floats(0.01, 0.99))
 def test_gates_start_as_open_as_asked(gate, keep):
     assert float(gate.open(gate.init(3, keep))[1]) == pytest.approx(keep, abs=1e-5)
@@ -79,7 +81,9 @@ def test_the_same_generator_gives_the_same_gates(gate):
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("gate", [Sigmoid(), HardConcrete(), GumbelSigmoid(), Scalar()])
+@pytest.mark.parametrize(
+    "gate", [Sigmoid(), HardConcrete(), HardConcrete(eps=0.5), GumbelSigmoid(), Scalar()]
+)
 def test_gates_compute_in_float32_whatever_the_logits_are(gate):
     assert gate.sample(LOGITS.half()).dtype == torch.float32
     assert gate.open(LOGITS.half()).dtype == torch.float32
