@@ -254,8 +254,8 @@ def compact(index: Path, as_json: bool) -> int:
     """Rewrite the segments as one, without removed pages."""
     with _open(index) as opened:
         done = opened.compact()
-    before, after = done.segments_before, done.segments_after
-    text = f"{before} segments -> {after}, {done.bytes_freed:,} bytes freed"
+    counts = f"{done.segments_before} segments -> {done.segments_after}"
+    text = f"{counts}, {done.bytes_freed:,} bytes freed"
     click.echo(json.dumps(dataclasses.asdict(done)) if as_json else text)
     return 0
 
@@ -269,9 +269,8 @@ def retrain(index: Path, threads: int | None, as_json: bool) -> int:
     _use_threads(threads)
     with _open(index) as opened, _progress(as_json) as (note, _):
         opened.retrain(note=note)
-        figures = opened.info()
-    about = {"centroids": figures.centroids}
-    click.echo(json.dumps(about) if as_json else f"{figures.centroids:,} centroids")
+        k = opened.info().centroids
+    click.echo(json.dumps({"centroids": k}) if as_json else f"{k:,} centroids")
     return 0
 
 
@@ -330,8 +329,8 @@ def evaluate(
     for row in rows:
         line = f"{row.name:40}" + "".join(f"{row.measures[n]:9.4f}" for n in names)
         if row.ratio is not None and row.interval is not None:
-            low, high = row.interval
-            line += f"{100 * row.ratio:8.1f} [{100 * low:5.1f}, {100 * high:5.1f}]{row.recall:8.3f}"
+            low, high = (100 * bound for bound in row.interval)
+            line += f"{100 * row.ratio:8.1f} [{low:5.1f}, {high:5.1f}]{row.recall:8.3f}"
         click.echo(line)
     if config.keep and absent:
         click.echo(f"not compared, for the index does not keep them: {', '.join(absent)}")
@@ -369,9 +368,8 @@ def bench(
         return 0
     click.echo(f"{'pages':24}{figures.pages:,}")
     click.echo(f"{'bytes a page':24}{figures.bytes_per_page:,.0f}")
-    for name, value in figures.milliseconds.items():
+    for name, value in {**figures.milliseconds, "processor": figures.cpu}.items():
         click.echo(f"{'ms ' + name:24}{value:.3f}")
-    click.echo(f"{'ms processor':24}{figures.cpu:.3f}")
     recall = "unknown: built without --store" if figures.recall is None else f"{figures.recall:.3f}"
     click.echo(f"{'recall of exact':24}{recall}")
     return 0
@@ -398,6 +396,6 @@ def _shown_path(path: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else _shown_path(str(value))
+    if isinstance(value, (int, float)):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return _shown_path(str(value))

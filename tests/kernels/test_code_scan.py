@@ -51,10 +51,10 @@ def test_every_body_takes_maxima_per_token_and_adds_them(
 
 @pytest.mark.parametrize("tokens", [24, 40])
 @pytest.mark.parametrize("rows", [1500, 4096])
-def test_pages_of_rising_codes_may_go_over_a_large_table_part_by_part(running, body, rows, tokens):
+def test_pages_of_rising_and_of_mixed_codes_share_a_large_table(running, body, rows, tokens):
     random = np.random.default_rng(rows + tokens)
     pages = []
-    for i in range(300):  # more than two tiles, with pages between that take the other way
+    for i in range(300):
         if i % 9 == 5:
             pages.append(random.integers(0, rows, 90))
         else:
@@ -66,7 +66,7 @@ def test_pages_of_rising_codes_may_go_over_a_large_table_part_by_part(running, b
     with running("code_scan", body):
         assert scan(table, codes, offsets).tolist() == _brute(table, codes, offsets)
         assert scan(table, codes, offsets, some).tolist() == _brute(table, codes, offsets, some)
-        codes[offsets[7]] = rows  # below the last code of its page no more: it does not rise
+        codes[offsets[7]] = rows
         with pytest.raises(ConfigError, match=f"code {rows} in a table of {rows} rows"):
             scan(table, codes, offsets)
 

@@ -15,21 +15,12 @@
 #endif
 #define MOST_EIGHTS 128 /* 1024 tokens */
 #define BLOCK 256        /* pages between two groups: their codes stay in the cache */
-#define TILE 128         /* pages that share a part of a table */
-#define PART 32768       /* bytes of that part: a first-level cache */
-#define FEW 64           /* codes of a page in a part, below which turning to the next costs more */
 
 typedef struct {
     const void *codes;
     i64 n;
     int wide;
 } List;
-
-/* What is left of a page's rising codes, and where its result goes. */
-typedef struct {
-    const u16 *next, *end;
-    i64 result;
-} Run;
 
 typedef struct {
     const u8 *table; /* of all groups, one after the other */
@@ -190,89 +181,13 @@ INLINE TARGET int NAME(codes_of)(const Pages *pages, i64 i, List *list)
     return 1;
 }
 
-#if VECTOR != 4
-/* Scores of pages whose codes rise, part after part of the table.
- *
- * A table of more than 1024 rows is larger than the first-level cache, and codes that occur once a
- * page find nothing there that an earlier code of the page has left. So all pages of a tile go over
- * one part before any goes over the next. Four codes at a time: the last of them may lie in the
- * next part, which costs a miss and changes nothing.
- */
-INLINE TARGET void NAME(tile)(const u8 *table, i64 rows, const int blocks, Run *runs, i64 held, i32 *out)
-{
-    const i64 pitch = 32 * blocks, step = PART / pitch;
-    __m256i best[TILE * 2];
-    for (i64 k = 0; k < held * blocks; k++) best[k] = _mm256_setzero_si256();
-#define RAISE(code, b)                                                                             \
-    own[b] = _mm256_max_epu8(                                                                      \
-        own[b], _mm256_loadu_si256((const __m256i *)(table + (i64)(code) * pitch + 32 * (b))));
-    for (i64 limit = step; limit < rows + step; limit += step)
-        for (i64 k = 0; k < held; k++) {
-            const u16 *next = runs[k].next;
-            const i64 fours = (runs[k].end - next) / 4;
-            if (fours == 0 || *next >= limit) continue;
-            const u16 *end = next + 4 * fours;
-            __m256i own[2];
-            for (int b = 0; b < blocks; b++) own[b] = best[k * blocks + b];
-            do {
-#pragma GCC unroll 4
-                for (int s = 0; s < 4; s++)
-                    for (int b = 0; b < blocks; b++) RAISE(next[s], b)
-                next += 4;
-            } while (next < end && *next < limit);
-            for (int b = 0; b < blocks; b++) best[k * blocks + b] = own[b];
-            runs[k].next = next;
-        }
-    for (i64 k = 0; k < held; k++) {
-        i64 sums[8], total = 0;
-        __m256i *own = best + k * blocks;
-        for (const u16 *next = runs[k].next; next < runs[k].end; next++)
-            for (int b = 0; b < blocks; b++) RAISE(*next, b)
-        for (int b = 0; b < blocks; b++)
-            _mm256_storeu_si256((__m256i *)(sums + 4 * b), _mm256_sad_epu8(own[b], _mm256_setzero_si256()));
-        for (int e = 0; e < 4 * blocks; e++) total += sums[e];
-        out[runs[k].result] = (i32)total;
-    }
-#undef RAISE
-}
-
-/* Takes a page for a tile if its codes rise and are rows of the table. */
-INLINE TARGET int NAME(takes)(const Pages *pages, i64 i, Run *run)
-{
-    i64 first, n;
-    if (!page_span(pages, i, &first, &n) || n == 0) return 0;
-    run->next = (const u16 *)pages->codes + first;
-    run->end = run->next + n;
-    run->result = i;
-    const u16 *code = run->next;
-    if (code[0] >= code[n / 2] || code[n / 4] >= code[n / 2] || code[n / 2] >= code[n - 1]) return 0;
-    return code[n - 1] < pages->rows && rises(code, 1, n);
-}
-#endif
-
 /* out[i]: score, -1 for a page without vectors, -2 for a refused one. */
 EXPORT TARGET void NAME(code_scan)(const u8 *table, i64 pitch, const Pages *pages, i32 *out, i64 lo,
                                    i64 hi)
 {
     i64 sums[MOST_EIGHTS];
-#if VECTOR != 4
-    const int tiled = pages->wide && pitch <= 64 && pages->rows * pitch > PART &&
-                      pages->vectors * (PART / pitch) >= FEW * pages->rows * pages->count;
-    Run runs[TILE];
-    i64 held = 0;
-#endif
     for (i64 i = lo; i < hi; i++) {
         List list;
-#if VECTOR != 4
-        if (tiled && NAME(takes)(pages, i, runs + held)) {
-            if (++held == TILE) {
-                if (pitch == 32) NAME(tile)(table, pages->rows, 1, runs, held, out);
-                else NAME(tile)(table, pages->rows, 2, runs, held, out);
-                held = 0;
-            }
-            continue;
-        }
-#endif
         if (!NAME(codes_of)(pages, i, &list)) {
             out[i] = -2;
             continue;
@@ -283,10 +198,6 @@ EXPORT TARGET void NAME(code_scan)(const u8 *table, i64 pitch, const Pages *page
         for (i64 e = 0; list.n && e < pitch / 8; e++) total += sums[e];
         out[i] = (i32)total;
     }
-#if VECTOR != 4
-    if (held && pitch == 32) NAME(tile)(table, pages->rows, 1, runs, held, out);
-    else if (held) NAME(tile)(table, pages->rows, 2, runs, held, out);
-#endif
 }
 
 INLINE TARGET void NAME(score_group)(const Batch *batch, const i64 *group, const List *list, i32 *out)
