@@ -11,6 +11,7 @@ import click
 
 from ..engine.options import options_from, resolve
 from ..errors import ConfigError
+from .config import EcoDiffConfig
 from .scores import PruneConfig
 
 _NEUTRAL = "0"  # a prompt that every pipeline takes: a class number is also a text
@@ -104,9 +105,53 @@ def inspect(model: Path, as_json: bool) -> None:
 
 @app.command()
 @click.argument("model", type=_PATH)
+@click.argument("masks", type=_PATH)
+@options_from(EcoDiffConfig)
+@click.option("--prompts", "file", type=_PATH, required=True, help="Text file, a prompt per line.")
+@click.option("--cache", type=_PATH, help="Folder for the dense model's last latents.")
+@_where
+def learn(
+    model: Path,
+    masks: Path,
+    config_file: Path | None,
+    file: Path,
+    cache: Path | None,
+    device: str,
+    dtype: str,
+    **options: Any,
+) -> None:
+    """Learn what the pipeline in folder MODEL can do without; write file MASKS (EcoDiff).
+
+    Interrupted, the same command goes on from MASKS.checkpoint. `prune --masks` takes the result.
+    """
+    from ..engine.folder import refuse_existing
+    from .ecodiff import learn_masks
+    from .pipelines import read_prompts
+
+    config = resolve(EcoDiffConfig, options, config_file)
+    refuse_existing(masks)
+    prompts = read_prompts(file)
+    pipe = _open(model, device, dtype)
+    checkpoint = masks.with_name(f"{masks.name}.checkpoint")
+    learned = learn_masks(pipe, prompts, config, checkpoint=checkpoint, cache=cache)
+    learned.save(masks)
+    checkpoint.unlink(missing_ok=True)
+    last = learned.history[-1]
+    click.echo(
+        f"{len(learned.history)} updates: latent error {last['loss']:.4f} with "
+        f"{last['open']:.1%} of what can go left (wanted {last['target']:.1%})"
+    )
+    if learned.stopped:
+        click.echo(f"stopped: {learned.stopped}")
+    click.echo(f"masks  {masks}")
+
+
+@app.command()
+@click.argument("model", type=_PATH)
 @click.argument("output", type=_PATH)
 @options_from(PruneConfig)
 @click.option("--prompts", "file", type=_PATH, help="Text file with a prompt per line.")
+@click.option("--masks", type=_PATH, help="What `learn` wrote, in place of a method.")
 @click.option("--sheet", type=_PATH, help="PNG of dense and pruned images, same seeds.")
 @click.option(
     "--self-contained", is_flag=True, help="Loads without compress3g (trust_remote_code)."
@@ -118,6 +163,7 @@ def prune(
     output: Path,
     config_file: Path | None,
     file: Path | None,
+    masks: Path | None,
     sheet: Path | None,
     self_contained: bool,
     device: str,
@@ -127,21 +173,28 @@ def prune(
 ) -> None:
     """Remove units from the denoiser of the pipeline in folder MODEL; write folder OUTPUT."""
     from ..engine.folder import refuse_existing
-    from .pipelines import generate, read_prompts
+    from .learned import Learned
+    from .pipelines import denoiser_of, generate, read_prompts
+    from .prune import priced_units
     from .prune import prune as prune_pipeline
     from .pruned_models import save
     from .report import report
     from .scores import scores_of
     from .sheet import write_sheet
 
+    if masks is not None:
+        options["method"] = "ecodiff"
     config = resolve(PruneConfig, options, config_file)
     refuse_existing(output)
     prompts = read_prompts(file) if file is not None else []
-    if config.looks and not prompts:
+    learned = Learned.load(masks) if masks is not None else None
+    if learned is None and config.looks and not prompts:
         raise ConfigError(f"--method {config.method} needs --prompts FILE")
     if sheet is not None and not prompts:
         raise ConfigError("--sheet needs --prompts FILE")
     pipe = _open(model, device, dtype)
+    if learned is not None:
+        learned.check(priced_units(denoiser_of(pipe)[1], config.wanted))
     shown: dict[str, Any] = {
         "steps": config.steps,
         "guidance": config.guidance,
@@ -149,7 +202,8 @@ def prune(
     }
     dense = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     rows = [generate(pipe, prompts[:12], **shown)] if sheet is not None else []
-    prune_pipeline(pipe, scores_of(pipe, prompts, config), **config.how())
+    scores = scores_of(pipe, prompts, config) if learned is None else learned
+    prune_pipeline(pipe, scores, **config.how())
     small = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     save(pipe, output, self_contained=self_contained)
     if sheet is not None:

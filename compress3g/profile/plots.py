@@ -233,6 +233,7 @@ def roofline_plot(series: Sequence[tuple[str, Roofline]]) -> str:
     if len(spots) == 2 and abs(label_y[0] - label_y[1]) < 16:
         lower = int(label_y[1] >= label_y[0])
         label_y[lower], label_y[1 - lower] = max(label_y) + 9, min(label_y) - 9
+    down = max(0.0, up(peaks.flops_per_second) + 20 - min(label_y))  # clear of the roof's line
     for index, (name, intensity, speed) in enumerate(spots):
         x, y = at(intensity), up(speed)
         limit = min(peaks.flops_per_second, intensity * peaks.bytes_per_second)
@@ -242,7 +243,7 @@ def roofline_plot(series: Sequence[tuple[str, Roofline]]) -> str:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="s{index}"/>',
             text(
                 x - 13 if far else x + 13,
-                label_y[index],
+                label_y[index] + down,
                 f"{name}: {q.operations(speed)}/s",
                 anchor="end" if far else "start",
                 kind=f"strong t{index}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from compress3g.cli.main import main
@@ -92,6 +93,68 @@ def test_inspect_reads_no_weights(work, tmp_path, capsys):
     assert "parameters can go" in out
 
 
+LEARN = ("--steps", 3, "--updates", 3, "--batch", 2, "--accumulate", 1, "--target", 0.15)
+
+
+def test_masks_are_learnt_once_and_pruned_by_at_any_ratio(work, tmp_path, capsys):
+    masks = tmp_path / "masks.safetensors"
+    words = ("--prompts", work / "prompts.txt", *LEARN)
+    code, out, err = run(capsys, "learn", work / "dense", masks, *words)
+    assert code == 0, err
+    assert "3 updates: latent error" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [masks.name]  # the checkpoint is gone
+    for ratio in (0.1, 0.15):
+        small = tmp_path / f"small-{ratio}"
+        code, _, err = run(
+            capsys, "prune", work / "dense", small, "--masks", masks, "--ratio", ratio,
+            "--round-to", 1, "--json",
+        )  # fmt: skip
+        assert code == 0, err
+        config = json.loads((small / "unet" / "config.json").read_text())["compress3g"]
+        assert (config["method"], config["ratio"]) == ("ecodiff", ratio)
+    # Masks count in the dense model: they do not fit one that has lost units.
+    code, _, err = run(capsys, "prune", small, tmp_path / "again", "--masks", masks)
+    assert code == 2
+    assert "masks of another model" in err
+
+
+def test_an_interrupted_learning_goes_on(work, tmp_path, capsys, monkeypatch):
+    from compress3g.diffusion import ecodiff
+
+    straight, broken = tmp_path / "straight.safetensors", tmp_path / "broken.safetensors"
+    words = ("--prompts", work / "prompts.txt", *LEARN)
+    assert run(capsys, "learn", work / "dense", straight, *words)[0] == 0
+    update = ecodiff._Learning.update
+
+    def interrupted(self):
+        if self.done == 2:
+            raise KeyboardInterrupt
+        update(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ecodiff._Learning, "update", interrupted)
+        patch.setattr(ecodiff, "_SAVE_EVERY", 1)
+        assert run(capsys, "learn", work / "dense", broken, *words)[0] == 130
+    assert not broken.exists()
+    code, _, err = run(capsys, "learn", work / "dense", broken, *words[:-1], 0.1)
+    assert code == 2
+    assert "target" in err
+    assert run(capsys, "learn", work / "dense", broken, *words)[0] == 0
+    first, second = (ecodiff.Learned.load(path) for path in (straight, broken))
+    assert all(torch.equal(first.logits[n], second.logits[n]) for n in first.logits)
+    assert first.history == second.history
+
+
+def test_ecodiff_is_a_method_like_the_others(work, tmp_path, capsys):
+    code, out, err = run(
+        capsys, "prune", work / "dense", tmp_path / "small", "--method", "ecodiff", "--ratio", 0.15,
+        "--prompts", work / "prompts.txt", "--steps", 3, "--updates", 2, "--batch", 2,
+        "--round-to", 1,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "ecodiff: " in out
+
+
 def test_a_toml_file_gives_options_and_flags_win(work, tmp_path, capsys):
     (tmp_path / "o.toml").write_text('method = "magnitude"\nratio = 0.1\nround_to = 1\n')
     code, _, err = run(
@@ -112,6 +175,15 @@ PRUNE = ("prune", "{dense}", "{out}")
         ((*PRUNE, "--ratio", "1.2", "--method", "magnitude"), "--ratio 1.2 is not a share"),
         ((*PRUNE, "--ratio", "0.95", "--method", "magnitude"), "cannot be reached"),
         ((*PRUNE, "--method", "taylor"), "needs --prompts"),
+        ((*PRUNE, "--masks", "{absent}"), "absent does not exist"),
+        ((*PRUNE, "--masks", "{empty}"), "empty.txt"),
+        (("learn", "{dense}", "{out}"), "--prompts"),
+        (("learn", "{dense}", "{out}", "--prompts", "{empty}"), "has no prompt"),
+        (("learn", "{dense}", "{out}", "--prompts", "{text}", "--target", "1.5"), "--target 1.5"),
+        (
+            ("learn", "{dense}", "{out}", "--prompts", "{text}", "--target", "0.95"),
+            "cannot be reached",
+        ),
         ((*PRUNE, "--prompts", "{empty}"), "has no prompt"),
         ((*PRUNE, "--prompts", "{absent}"), "No such file"),
         ((*PRUNE, "--method", "magic"), "magic"),
@@ -128,7 +200,7 @@ PRUNE = ("prune", "{dense}", "{out}")
 )
 def test_bad_input_is_one_line(work, words, says, tmp_path, capsys):
     places = {"dense": work / "dense", "empty": work / "empty.txt"}
-    places |= {"out": tmp_path / "out", "absent": tmp_path / "absent"}
+    places |= {"out": tmp_path / "out", "absent": tmp_path / "absent", "text": work / "prompts.txt"}
     code, _, err = run(capsys, *(w.format(**places) for w in words))
     assert code == 2
     assert says in err
