@@ -53,7 +53,7 @@ def report(
     """Writes results/<name>.json unless `--quick`, and with `--json` prints the object last."""
     figures = {
         "name": name,
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_said()]),
         "machine": _machine(),
         "seeds": list(seeds),
         **settings,
@@ -65,6 +65,11 @@ def report(
         (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     if options.json:
         print(json.dumps(figures))
+
+
+def _said() -> list[str]:
+    """The options of this run; where somebody keeps things on a machine is nobody's business."""
+    return ["PATH" if word.startswith("/") else word for word in sys.argv[1:]]
 
 
 def _machine() -> dict[str, Any]:
