@@ -80,10 +80,14 @@ def _lesson(
         )
     if hasattr(scheduler, "scale_model_input"):
         noised = scheduler.scale_model_input(noised, t)
-    return Lesson(_with(call, noised, t, start), _target(scheduler, latents, noise, each))
+    return Lesson(_with(call, noised, t, start), target_of(scheduler, latents, noise, each))
 
 
-def _target(scheduler: Any, latents: Tensor, noise: Tensor, each: Tensor) -> Tensor:
+def target_of(scheduler: Any, latents: Tensor, noise: Tensor, each: Tensor) -> Tensor:
+    """What a denoiser should answer to noised latents at times `each`.
+
+    Raises ConfigError for a kind of prediction that is not known.
+    """
     kind = scheduler.config.get("prediction_type", "flow_prediction")
     if kind == "epsilon":
         return noise

@@ -78,7 +78,7 @@ def learn_masks(
     learning = _Learning(pipe, prompts, config, units, cache, call or {})
     if checkpoint is not None and checkpoint.exists():
         learning.restore(checkpoint)
-    with _frozen(learning.denoiser, config.inner_checkpoint), Progress("learn") as progress:
+    with frozen(learning.denoiser, config.inner_checkpoint), Progress("learn") as progress:
         while not learning.stopped and learning.done < config.updates:
             learning.update()
             record = learning.history[-1] if learning.history else {}
@@ -190,7 +190,7 @@ class _Learning:
         seeds, chosen = [], []
         for sample in range(first, first + self.config.batch):
             epoch, place = divmod(sample, max(1, count))
-            order = torch.randperm(count, generator=_generator(self.config.seed, 0, epoch))
+            order = torch.randperm(count, generator=seeded_generator(self.config.seed, 0, epoch))
             chosen.append(self.prompts[int(order[place])] if count else "")
             # A first noise of its own for every sample: with one for all, masks fit that noise.
             seeds.append(_seed(self.config.seed, 1, sample) % 2**31)
@@ -206,7 +206,7 @@ class _Learning:
     def _draw(self, m: int) -> dict[str, Tensor]:
         """Gates (batch, n) of a trajectory, one mask per sample; the same whoever draws them."""
         batch, device = self.config.batch, self.device
-        generator = _generator(self.config.seed, 2, self.done, m, device=device)
+        generator = seeded_generator(self.config.seed, 2, self.done, m, device=device)
         gate = self.masks.gate
         return {
             name: gate.sample(z.expand(batch, -1), generator=generator)
@@ -356,7 +356,7 @@ def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
-def _generator(*numbers: int, device: Any = "cpu") -> torch.Generator:
+def seeded_generator(*numbers: int, device: Any = "cpu") -> torch.Generator:
     """Random numbers that depend on nothing but these numbers: runs resume and split exactly."""
     return torch.Generator(device).manual_seed(_seed(*numbers))
 
@@ -377,7 +377,7 @@ def _processes(config: EcoDiffConfig) -> tuple[int, int]:
 
 
 @contextmanager
-def _frozen(model: Any, inner_checkpoint: bool) -> Iterator[None]:
+def frozen(model: Any, inner_checkpoint: bool) -> Iterator[None]:
     """Weights without gradients, no dropout, perhaps blocks checkpointed; afterwards as before."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     training: dict[nn.Module, bool] = {m: m.training for m in model.modules()}

@@ -12,7 +12,15 @@ from ..core import Budget, Gates, Keep, Units, materialize, price, select
 from ..criteria.allocation import best
 from ..errors import BudgetError, ConfigError, ScoreError
 from .pipelines import denoiser_of
-from .pruned_models import KEY, adopt, dense_skeleton, describe, is_pruned, kept_of
+from .pruned_models import (
+    KEY,
+    adopt,
+    bypassed_in,
+    dense_skeleton,
+    describe,
+    is_pruned,
+    kept_of,
+)
 from .units import kind_of, units_of
 
 KINDS = ("heads", "neurons", "groups")
@@ -65,9 +73,8 @@ def prune(
     after = {
         u.name: before[u.name][keep[u.name]] if u.name in keep else before[u.name] for u in dense
     }
-    adopt(
-        pipe, describe(dense, after, _old_biases(pipe) + biases, {"method": method, "ratio": ratio})
-    )
+    facts = {"method": method, "ratio": ratio}
+    adopt(pipe, describe(dense, after, _old_biases(pipe) + biases, facts, _bypassed(pipe)))
     return pipe
 
 
@@ -85,6 +92,12 @@ def priced_units(denoiser: nn.Module, kinds: Sequence[str] = KINDS) -> list[Unit
 def _old_biases(pipe: Any) -> list[str]:
     model: Any = denoiser_of(pipe)[1]
     return list(model.config[KEY]["biases"]) if is_pruned(model) else []
+
+
+def _bypassed(pipe: Any) -> list[Units]:
+    """Blocks that were bypassed before."""
+    model: Any = denoiser_of(pipe)[1]
+    return bypassed_in(model.config[KEY], dense_skeleton(model)) if is_pruned(model) else []
 
 
 def _before(denoiser: Any) -> tuple[Sequence[Units], Keep]:

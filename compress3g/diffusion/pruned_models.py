@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Keep, Units, materialize
-from ..core.surgery import digest
+from ..core.surgery import Skip, digest
 from ..engine.checkpoint import write_json
 from ..engine.folder import atomic_folder
 from ..errors import ConfigError, FormatError, require
 from . import standalone
+from .blocks import blocks_of, kind_of_block, units_in_blocks
 from .pipelines import denoiser_of
 from .units import kind_of, units_of
 
@@ -73,15 +74,24 @@ def dense_skeleton(model: Any) -> Any:
 
 
 def describe(
-    units: Sequence[Units], keep: Keep, biases: Sequence[str], facts: Mapping[str, Any]
+    units: Sequence[Units],
+    keep: Keep,
+    biases: Sequence[str],
+    facts: Mapping[str, Any],
+    blocks: Sequence[Units] = (),
 ) -> dict[str, Any]:
-    """What the configuration says under "compress3g". units: all of the dense denoiser's."""
+    """What the configuration says under "compress3g".
+
+    units: all of the dense denoiser's; blocks: those that are bypassed.
+    """
     groups = {
         u.name: {"kind": kind_of(u), "units": u.size, "keep": _pack(keep[u.name], u.size)}
         for u in units
         if len(keep[u.name]) < u.size
     }
     about = {"version": _VERSION, **facts, "digest": digest(units), "groups": groups}
+    if blocks:
+        about["bypassed"] = {str(u.bypass): kind_of_block(u) for u in blocks}
     return {**about, "biases": sorted(biases)}
 
 
@@ -133,7 +143,11 @@ def kept_of(about: Mapping[str, Any], units: Sequence[Units]) -> Keep:
 def shrink(model: nn.Module, about: Mapping[str, Any]) -> None:
     """Cuts a dense denoiser to what its configuration says. Raises FormatError."""
     units = units_of(model)
-    materialize(model, units, kept_of(about, units))
+    keep = dict(kept_of(about, units))
+    closed = bypassed_in(about, model)
+    keep |= {u.name: torch.arange(u.size) for u in blocks_of(model)}
+    keep |= {u.name: torch.arange(0) for u in closed}
+    materialize(model, units_in_blocks(model, units), keep)
     for name in about.get("biases", ()):
         try:
             module = model.get_submodule(name)
@@ -142,6 +156,18 @@ def shrink(model: nn.Module, about: Mapping[str, Any]) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
         module.bias = nn.Parameter(torch.zeros_like(weight[:, 0].reshape(len(weight), -1)[:, 0]))
+
+
+def bypassed_in(about: Mapping[str, Any], model: nn.Module) -> list[Units]:
+    """The blocks of a dense model that a configuration says are bypassed. Raises FormatError."""
+    named = about.get("bypassed", {})
+    if not isinstance(named, Mapping):
+        raise _edited("its bypassed blocks are no table")
+    known = {str(u.bypass): u for u in blocks_of(model)}
+    for name, kind in named.items():
+        if name not in known or kind_of_block(known[name]) != kind:
+            raise _edited(f"the model has no block {name!r} to bypass")
+    return [known[name] for name in named]
 
 
 def adopt(pipe: Any, about: Mapping[str, Any]) -> None:
@@ -191,6 +217,8 @@ def _difference(dense: nn.Module, pruned: nn.Module) -> dict[str, Any]:
     modules = dict(dense.named_modules())
     table: dict[str, Any] = {}
     for name, module in pruned.named_modules():
+        if isinstance(module, Skip):
+            continue
         before = modules[name]
         tensors = {
             n: list(p.shape)

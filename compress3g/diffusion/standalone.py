@@ -43,8 +43,37 @@ def pruned_class(
     return type(name, (base,), body)
 
 
+def passed_on(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a block that is bypassed returns, of what it is given.
+
+    kind: "first", its first argument; "tuple", the same as a tuple; "pair", the states of text and
+    image; "channels n", the first n channels of its first argument.
+    """
+    first = args[0] if args else kwargs["hidden_states"]
+    if kind == "pair":
+        text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+        return text, first
+    if kind == "tuple":
+        return (first,)
+    return first if kind == "first" else first[:, : int(kind.split()[1])]
+
+
+class Bypassed(nn.Module):
+    """What stands where a block was."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `passed_on`."""
+        return passed_on(self.kind, args, kwargs)
+
+
 def cut_to_table(model: nn.Module, about: Mapping[str, Any]) -> None:
     """Gives modules the shapes and sizes of `about["modules"]`, with nothing in them yet."""
+    for name, kind in about.get("bypassed", {}).items():
+        model.set_submodule(name, Bypassed(kind))
     for name, sizes in about["modules"].items():
         module = model.get_submodule(name)
         for attribute, value in sizes["sizes"].items():

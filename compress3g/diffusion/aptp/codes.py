@@ -1,0 +1,280 @@
+"""Architecture codes: from logits to the gates of a denoiser (APTP 2406.12042, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from ...core import Gates, Keep, Units, open_ratio, price, split
+from ...errors import BudgetError
+from ...profile import count_flops
+from ..blocks import blocks_of, units_in_blocks
+from ..units import kind_of, units_of
+from .config import AptpConfig
+
+_OPEN = 0.5  # what a gate must exceed for its unit to stay
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a code decides of one denoiser.
+
+    units: blocks first, then the groups inside and outside of them, with their cost in FLOPs;
+    order: the blocks' positions among themselves, the one that stays longest first;
+    total: FLOPs of a call of the whole denoiser, for as many rows as the costs are for.
+    """
+
+    units: tuple[Units, ...]
+    order: tuple[int, ...]
+    total: float
+
+    @property
+    def width(self) -> int:
+        """Numbers in a code."""
+        return sum(u.size for u in self.units)
+
+    @property
+    def prunable(self) -> float:
+        """FLOPs of all that a code can remove."""
+        return sum(u.cost["flops"] * u.size for u in self.units)
+
+    def share(self, gates: Gates) -> Float[Tensor, "..."]:
+        """FLOPs that stay, of all of the denoiser's: 1 - prunable / total (1 - r)."""
+        return 1 - self.prunable / self.total * (1 - open_ratio(gates, self.units, "flops"))
+
+    def prunable_share(self, target: float) -> float:
+        """p, the share of the prunable cost that stays where `target` of the whole stays.
+
+            p = 1 - (1 - target) total / prunable
+
+        Raises BudgetError naming the least that can stay.
+        """
+        p = 1 - (1 - target) * self.total / self.prunable
+        least = float(self.share(self._least()))
+        if target < least:
+            raise BudgetError(
+                f"a target of {target:g} cannot be met: with one unit of each group "
+                f"{least:.3f} of the multiply-adds are left"
+            )
+        return p
+
+    def _least(self) -> Gates:
+        return {
+            u.name: torch.zeros(u.size).index_fill(
+                0, torch.tensor([0]), float(u.bypass is None or i == self.order[0])
+            )
+            for i, u in enumerate(self.units)
+        }
+
+
+def space_of(
+    denoiser: nn.Module,
+    example: Callable[[nn.Module], Any],
+    *,
+    depth: bool = True,
+    bundle: int = 32,
+) -> Space:
+    """What a code can decide of a denoiser, priced by one call of it, `example`.
+
+    Neurons go in bundles, at most `bundle` of a group; blocks only with `depth`.
+    """
+    found = [bundled(u, bundle) if kind_of(u) == "neurons" else u for u in units_of(denoiser)]
+    units = units_in_blocks(denoiser, found) if depth else found
+    priced = _with_scores_of_heads(denoiser, price(denoiser, units, example), example)
+    flops = count_flops(lambda: example(denoiser)).total
+    order = _outermost_first(denoiser) if depth else ()
+    return Space(tuple(priced), order, float(flops))
+
+
+def bundled(u: Units, most: int) -> Units:
+    """The same units, neighbours tied together, so that there are at most `most`.
+
+    >>> bundled(Units("ff.neurons", 96), 32).size
+    32
+    """
+    size = max(d for d in range(1, min(most, u.size) + 1) if u.size % d == 0)
+    times = u.size // size
+
+    return replace(
+        u,
+        size=size,
+        writes=tuple(replace(c, chunk=c.chunk * times) for c in u.writes),
+        reads=tuple(replace(c, chunk=c.chunk * times) for c in u.reads),
+        attrs=tuple((path, n * times) for path, n in u.attrs),
+    )
+
+
+def unbundled(keep: Keep, space: Space, units: Sequence[Units]) -> Keep:
+    """The decision of a space in terms of the denoiser's own units; without those of blocks."""
+    sizes = {u.name: u.size for u in space.units}
+    found = {}
+    for u in units:
+        times = u.size // sizes[u.name]
+        kept = keep[u.name]
+        found[u.name] = (kept[:, None] * times + torch.arange(times)).reshape(-1)
+    return found
+
+
+def _with_scores_of_heads(
+    model: nn.Module, units: Sequence[Units], example: Callable[[nn.Module], Any]
+) -> list[Units]:
+    """Heads pay for their attention scores too, which no projection is charged with.
+
+    They belong to the attention module itself; a block that holds it has been charged with them.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ...profile.formulas import missing_formulas
+
+    with FlopCounterMode(display=False, custom_mapping=missing_formulas()) as counter:
+        example(model)
+    root = f"{type(model).__name__}."
+    by_name = {
+        name.removeprefix(root): float(sum(ops.values()))
+        for name, ops in counter.get_flop_counts().items()
+    }
+    extra: dict[str, float] = {}
+    for u in units:
+        if kind_of(u) == "heads":
+            home = u.name.removesuffix(".heads")
+            children = [n for n, _ in model.get_submodule(home).named_children()]
+            below = sum(_below(by_name, f"{home}.{child}") for child in children)
+            extra[u.name] = max(0.0, by_name.get(home, 0.0) - below)
+    inner: dict[str, float] = {}
+    for u in units:
+        if u.inside is not None:
+            inner[u.inside] = inner.get(u.inside, 0.0) + extra.get(u.name, 0.0)
+
+    def more(u: Units) -> float:
+        return extra.get(u.name, 0.0) / u.size - inner.get(u.name, 0.0)
+
+    return [replace(u, cost={**u.cost, "flops": u.cost["flops"] + more(u)}) for u in units]
+
+
+def _below(by_name: dict[str, float], name: str) -> float:
+    """FLOPs of a module, or of those in it when it is a list and never called."""
+    if name in by_name:
+        return by_name[name]
+    start = f"{name}."
+    direct = [n for n in by_name if n.startswith(start) and "." not in n[len(start) :]]
+    return sum(by_name[n] for n in direct)
+
+
+def _outermost_first(denoiser: nn.Module) -> tuple[int, ...]:
+    """Positions of the blocks, from both ends of the network inwards, the last one first.
+
+    So the middle goes first: what is outside sees the latents themselves.
+    """
+    stages = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    names = [str(u.bypass) for u in blocks_of(denoiser)]
+    run = sorted(range(len(names)), key=lambda i: (stages.get(names[i].split(".")[0], 0), i))
+    order: list[int] = []
+    while run:
+        order.append(run.pop())
+        order += [run.pop(0)] if run else []
+    return tuple(order)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftCode:
+    """From a code's logits to gates in [0, 1].
+
+    Width: GS(x) = sigmoid((x + g + b) / tau).
+    Depth: p = softmax(d), c_j = p_j + ... + p_J for the blocks in the order in which they stay,
+    GS(logit(c)): how many blocks stay is learnt, which ones is fixed.
+    """
+
+    space: Space
+    tau: float = 0.4
+    bias: float = 3.0
+    noise: str = "logistic"
+
+    @classmethod
+    def of(cls, space: Space, config: AptpConfig) -> SoftCode:
+        """As configured."""
+        return cls(space, config.tau, config.bias, config.noise)
+
+    def gates(
+        self, logits: Float[Tensor, "... U"], generator: Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Soft gates by name; with a generator noisy, as in training."""
+        x = self._ordered(logits.float())
+        if generator is not None:
+            x = x + self._drawn(x, generator)
+        soft = ((x + self.bias) / self.tau).sigmoid()
+        parts = split(soft, self.space.units)
+        return {
+            u.name: _never_empty(parts[u.name]) if u.bypass is None else parts[u.name]
+            for u in self.space.units
+        }
+
+    def hard(self, logits: Float[Tensor, "U"], shift: float = 0.0) -> Keep:
+        """Indices that stay: gates above 1/2 without noise, with `shift` added to all logits."""
+        x = self._ordered(logits.detach().float()) + self.bias + shift
+        keep = {}
+        for u, part in zip(
+            self.space.units, x.split([u.size for u in self.space.units]), strict=True
+        ):
+            index = (part > 0).nonzero()[:, 0].cpu()
+            if u.bypass is None and not len(index):
+                index = part.argmax().reshape(1).cpu()
+            keep[u.name] = index
+        if self.space.order:
+            first = self.space.units[self.space.order[0]]
+            keep[first.name] = torch.arange(1)
+        return keep
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        count = len(self.space.order)
+        if not count:
+            return x
+        order = torch.tensor(self.space.order, device=x.device)
+        p = x[..., :count].index_select(-1, order).softmax(-1)
+        stays = p.flip(-1).cumsum(-1).flip(-1).clamp(1e-6, 1 - 1e-6)
+        logit = stays.log() - (-stays).log1p()
+        back = order.argsort()
+        return torch.cat([logit.index_select(-1, back), x[..., count:]], -1)
+
+    def _drawn(self, x: Tensor, generator: Generator) -> Tensor:
+        u = torch.rand(x.shape, generator=generator, device=x.device).clamp(1e-6, 1 - 1e-6)
+        if self.noise == "gumbel":
+            return -(-u.log()).log()
+        return u.log() - (-u).log1p()
+
+    def similarity_vector(self, gates: Gates) -> Float[Tensor, "... U"]:
+        """n(a): gates times their block's, over the root of the group's size; unit norm."""
+        parts = []
+        for u in self.space.units:
+            part = gates[u.name] / u.size**0.5
+            parts.append(part * gates[u.inside] if u.inside is not None else part)
+        return F.normalize(torch.cat(parts, -1), dim=-1)
+
+
+def _never_empty(gates: Tensor) -> Tensor:
+    """A group whose gates are all below 1/2 has 1/2 added to its largest: no group may vanish."""
+    best = F.one_hot(gates.argmax(-1), gates.shape[-1]).to(gates.dtype)
+    empty = (gates.amax(-1, keepdim=True) < _OPEN).to(gates.dtype)
+    return gates + _OPEN * best * empty
+
+
+def as_gates(keep: Keep, space: Space) -> dict[str, Tensor]:
+    """Gates of 0 and 1 that do what a decision does."""
+    return {u.name: torch.zeros(u.size).index_fill(0, keep[u.name], 1.0) for u in space.units}
+
+
+def skeleton_space(
+    denoiser: nn.Module, config: dict[str, Any]
+) -> tuple[list[Units], tuple[int, ...]]:
+    """Units, not priced, and order of a space as `space_of` would find them; needs no weights."""
+    found = [
+        bundled(u, config["bundle"]) if kind_of(u) == "neurons" else u for u in units_of(denoiser)
+    ]
+    if not config["depth"]:
+        return found, ()
+    return units_in_blocks(denoiser, found), _outermost_first(denoiser)
