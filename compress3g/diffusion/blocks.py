@@ -70,6 +70,7 @@ def _kinds(name: str, module: nn.Module) -> Iterator[str]:
     elif kind == "Transformer2DModel":
         yield "tuple"
     elif kind in _BLOCKS and not getattr(module, "context_pre_only", False):
+        norm = getattr(module, "norm1", None)
         # DiT reads the first block's embedding of classes once more, after the last block.
-        if not (name == "transformer_blocks.0" and hasattr(module.norm1, "emb")):
+        if name != "transformer_blocks.0" or getattr(norm, "emb", None) is None:
             yield _BLOCKS[kind]

@@ -11,6 +11,7 @@ import click
 
 from ..engine.options import options_from, resolve
 from ..errors import ConfigError
+from .aptp.cli import route
 from .config import EcoDiffConfig
 from .scores import PruneConfig
 
@@ -25,6 +26,9 @@ _DEVICE = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def app() -> None:
     """Prune text-to-image pipelines and look at what became of them."""
+
+
+app.add_command(route)
 
 
 def _where(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,11 +66,11 @@ def _open(folder: Path, device: str, dtype: str) -> Any:
     from ..engine.run import device as find_device
     from .pipelines import open_pipeline
 
-    _quiet()
+    quiet()
     return open_pipeline(folder, dtype=dtype, device=find_device(device))
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """The libraries' own progress bars and advice would hide the lines that matter."""
     from ..errors import require
 
@@ -84,7 +88,7 @@ def inspect(model: Path, as_json: bool) -> None:
     from .inspection import inspect_folder
     from .units import kind_of
 
-    _quiet()
+    quiet()
     found = inspect_folder(model)
     if as_json:
         click.echo(json.dumps(found.to_json()))

@@ -94,6 +94,26 @@ def generate(
     Pipelines conditioned on classes take their numbers as prompts. Raises ConfigError when a prompt
     cannot be used.
     """
+    options = call_options(pipe, prompts, seed=seed, steps=steps, guidance=guidance, output=output)
+    if output == "latent" and "class_labels" in options:
+        return _undecoded(pipe, options)
+    with torch.no_grad():
+        made = pipe(**options).images
+    if isinstance(made, np.ndarray):  # DiT's pipeline knows no tensors
+        return torch.from_numpy(made).permute(0, 3, 1, 2)
+    return made
+
+
+def call_options(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    output: str = "pt",
+) -> dict[str, Any]:
+    """What `generate` calls the pipeline with. Raises ConfigError when a prompt cannot be used."""
     accepted = inspect.signature(pipe.__call__).parameters
     options: dict[str, Any] = {
         "num_inference_steps": steps,
@@ -110,13 +130,7 @@ def generate(
     # PixArt and Sana round sizes to those of their own models, and stop at any other model's.
     options["use_resolution_binning"] = False
     options = {k: v for k, v in options.items() if v is not None and k in accepted}
-    if output == "latent" and "class_labels" in accepted:
-        return _undecoded(pipe, options)
-    with torch.no_grad():
-        made = pipe(**options).images
-    if isinstance(made, np.ndarray):  # DiT's pipeline knows no tensors
-        return torch.from_numpy(made).permute(0, 3, 1, 2)
-    return made
+    return options
 
 
 def _undecoded(pipe: Any, options: dict[str, Any]) -> Tensor:

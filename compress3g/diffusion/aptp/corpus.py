@@ -117,7 +117,7 @@ class Corpus:
         arguments = tree_map(lambda v: v.to(like.device) if isinstance(v, Tensor) else v, arguments)
         arguments |= {self.adapter.latent: x, "timestep": torch.cat(each).to(like.device)}
         target = target_of(scheduler, latents, noise, times).to(x)
-        return Sample(arguments, target, times.to(x.device))
+        return Sample(arguments, target, times.float().to(x.device))
 
     def _noised(self, latent: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         scheduler, each = self.scheduler, t.reshape(1)

@@ -16,7 +16,8 @@ from .codes import skeleton_space
 from .pipeline import AptpPipeline, Mode
 from .router import Router
 
-_ABOUT, _ROUTER, _EXPERTS, _PIPELINE = "aptp.json", "router.safetensors", "experts", "pipeline"
+ROUTER = "router.safetensors"
+_ABOUT, _EXPERTS, _PIPELINE = "aptp.json", "experts", "pipeline"
 _FORMAT = 1
 
 
@@ -28,7 +29,7 @@ def save(owner: AptpPipeline, folder: Path, mode: Mode) -> None:
     with atomic_folder(folder) as temporary:
         about = {"format": _FORMAT, "mode": mode, "experts": len(owner.router.keep)}
         write_json(temporary / _ABOUT, {**about, "denoiser": attribute})
-        owner.router.save(temporary / _ROUTER)
+        owner.router.save(temporary / ROUTER)
         if mode == "shared":
             owner.pipe.save_pretrained(temporary / _PIPELINE)
             return
@@ -63,8 +64,8 @@ def load(folder: Path, *, dtype: str, device: Any, limit: int | None) -> AptpPip
     pipe = open_pipeline(folder / _PIPELINE, dtype=dtype, device=device)
     denoiser = denoiser_of(pipe)[1]
     dense = dense_skeleton(denoiser)
-    units, order = skeleton_space(dense, json_config(folder / _ROUTER))
-    router = Router.load(folder / _ROUTER, units, order)
+    units, order = skeleton_space(dense, json_config(folder / ROUTER))
+    router = Router.load(folder / ROUTER, units, order)
     build = None if about["mode"] == "shared" else _reader(folder, pipe, len(router.keep))
     return AptpPipeline(pipe, router, mode=about["mode"], build=build, limit=limit)
 

@@ -35,9 +35,9 @@ def hardened(router: Router, embeddings: Float[Tensor, "n d"]) -> Router:
         middle = (low + high) / 2
         mean = float((usage * _shares(router, _decided(router, middle))).sum())
         low, high = (middle, high) if mean < router.config.target else (low, middle)
-    keep = _decided(router, high)
+    keep = _decided(router, low)
     router = replace(router, keep=tuple(keep), shares=_shares(router, keep), usage=usage)
-    # What one more bundle would overshoot is left to which prompt goes where.
+    # What one more bundle would overshoot is made up for by which prompt goes where.
     return router.rebalance(embeddings)
 
 

@@ -33,7 +33,8 @@ def min_snr_weight(scheduler: Any, times: Float[Tensor, "B"], limit: float) -> F
     snr = (alpha / (1 - alpha)).clamp(min=1e-8)
     least = snr.clamp(max=limit)
     over = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
-    return (least / over).to(times.dtype)
+    weight: Tensor = (least / over).to(times.dtype)
+    return weight
 
 
 def distillation_loss(ours: Tensor, dense: Tensor) -> Float[Tensor, ""]:

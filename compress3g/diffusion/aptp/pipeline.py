@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...errors import ConfigError
-from ..pipelines import denoiser_of, generate
+from ..pipelines import call_options, denoiser_of, generate
 from .corpus import has_rows
 from .encoder import PIPELINE, TextEncoder, embedding_in
 from .experts import Expert, ExpertCache, check_index, describe_expert, expert_of, move
@@ -75,6 +75,7 @@ class AptpPipeline:
         self._experts = ExpertCache(build or cut, limit)
         self._encoder = None if router.encoder == PIPELINE else TextEncoder(router.encoder)
         self.last: Routed | None = None
+        self.seconds: dict[int, float] = {}  # that each expert took in the last call, on a CPU
 
     @classmethod
     def from_pretrained(
@@ -180,7 +181,7 @@ class AptpPipeline:
         if prompt is not None:
             options["prompt"] = prompt
         rows = _rows_asked(prompt, options)
-        self.last = None
+        self.last, self.seconds = None, {}
         generators = options.get("generator") or ()
         generators = [generators] if isinstance(generators, torch.Generator) else list(generators)
         states = [g.get_state() for g in generators]
@@ -202,6 +203,23 @@ class AptpPipeline:
             g.set_state(state)
         return self._one_expert_at_a_time(prompt, options)
 
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        expert: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Float[Tensor, "n c h w"]:
+        """Images in [0, 1], as `pipelines.generate` makes them: each has a generator of its own."""
+        if expert is not None:
+            check_index(expert, len(self.router.keep))
+        options = call_options(self.pipe, prompts, seed=seed, steps=steps, guidance=guidance)
+        with torch.no_grad():
+            made = self(options.pop("prompt"), expert=expert, **options).images
+        return made if isinstance(made, Tensor) else torch.from_numpy(made).permute(0, 3, 1, 2)
+
     def _forced(self, expert: int, rows: int) -> Routed:
         count = len(self.router.keep)
         index = torch.full((rows,), expert)
@@ -220,7 +238,9 @@ class AptpPipeline:
             expert = self.expert(index)
             # Saved experts: the pipeline's denoiser is one of them, and this answers in its place.
             answer: Answer = own if expert is denoiser_of(self.pipe)[1] else expert
+            start = time.perf_counter()
             parts.append(answer(**part))
+            self.seconds[index] = self.seconds.get(index, 0.0) + time.perf_counter() - start
             places.append(place)
         if len(parts) == 1:
             return parts[0]

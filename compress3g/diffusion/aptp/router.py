@@ -116,7 +116,17 @@ class Router:
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if cost(middle) > target else (low, middle)
-        return replace(self, tilt=high)
+        return replace(self, tilt=self._off_the_edge(similarities, high))
+
+    def _off_the_edge(self, similarities: Float[Tensor, "b N"], tilt: float) -> float:
+        """A tilt with the same choices, away from where one of them changes.
+
+        At the edge the last bit of an embedding, which the size of a batch can change, would decide.
+        """
+        chosen, step = self.choice(similarities, tilt), 1e-6
+        while step < 1 and torch.equal(self.choice(similarities, tilt + 2 * step), chosen):
+            step *= 2
+        return tilt + step
 
     def entropy(self, chosen: Int[Tensor, "b"]) -> float:
         """Entropy of the experts' use, over ln N: 1 when all are used alike."""

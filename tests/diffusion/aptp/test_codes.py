@@ -21,7 +21,9 @@ seeds = st.integers(0, 2**20)
 
 def space(name, depth=True, bundle=8):
     model = dense_copy(name)
-    return model, space_of(model, lambda m: ARCHITECTURES[name].run(m, 1), depth=depth, bundle=bundle)
+    return model, space_of(
+        model, lambda m: ARCHITECTURES[name].run(m, 1), depth=depth, bundle=bundle
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +77,11 @@ def test_no_group_vanishes_and_blocks_go_in_their_order(unet, seed, scale):
     keep, soft = code.hard(z), code.gates(z)
     for u in found.units:
         if u.bypass is None:
-            assert len(keep[u.name]) and float(soft[u.name].max()) >= 0.5 - 1e-6
+            assert len(keep[u.name])
+            assert float(soft[u.name].max()) >= 0.5 - 1e-6
     stays = [len(keep[found.units[i].name]) for i in found.order]
-    assert stays == sorted(stays, reverse=True) and stays[0] == 1
+    assert stays == sorted(stays, reverse=True)
+    assert stays[0] == 1
 
 
 def test_depth_gates_are_the_tail_sums_of_a_softmax(unet):
@@ -124,7 +128,8 @@ def _parts(vector, found):
 def test_bundles_cover_all_neurons_once(size, most):
     u = Units("ff.neurons", size, writes=(Cut("up", "out"),), reads=(Cut("down", "in"),))
     b = bundled(u, most)
-    assert b.size <= max(1, most) and b.size * b.reads[0].chunk == size
+    assert b.size <= max(1, most)
+    assert b.size * b.reads[0].chunk == size
     slots = b.writes[0].slots(torch.arange(b.size))
     assert slots.tolist() == list(range(size))
 
@@ -137,7 +142,7 @@ def test_targets_below_the_smallest_network_are_refused(unet):
 
 
 def test_bundles_are_of_neurons_only(unet):
-    model, found = unet
+    _model, found = unet
     sizes = {u.name: u.size for u in found.units}
     assert max(sizes[n] for n in sizes if n.endswith("neurons")) <= 8
     assert kind_of(found.units[-1]) in ("heads", "neurons", "groups")

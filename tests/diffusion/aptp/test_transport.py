@@ -1,4 +1,4 @@
-"""Optimal transport of prompts to codes, against linear programming and the marginals it promises."""
+"""Optimal transport of prompts to codes, against linear programming and its marginals."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_prices_make_the_same_choice(seed):
 
 def test_similarities_that_overflow_an_exponential_are_no_problem():
     plan, prices = transport(torch.tensor([[90.0, 0.0], [90.0, 1.0]]), epsilon=0.01, iterations=50)
-    assert plan.isfinite().all() and prices.isfinite().all()
+    assert plan.isfinite().all()
+    assert prices.isfinite().all()
     assert plan.argmax(1).tolist() == [0, 1]
 
 

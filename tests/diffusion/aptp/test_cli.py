@@ -1,0 +1,115 @@
+"""`compress3g diffusion route` from outside: what it writes, one line for what it cannot use."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from compress3g.cli.main import main
+from compress3g.diffusion.pruned_models import save
+from compress3g.engine.checkpoint import load_tensors, save_tensors
+
+from ..tiny import captions
+from .conftest import PROMPTS
+
+SMALL = ("--experts", 2, "--target", 0.8, "--steps", 3, "--batch", 4, "--learning-rate", 0.3,
+         "--inference-steps", 3)  # fmt: skip
+
+
+def run(*words):
+    return main(["diffusion", "route", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("route")
+    save(captions(), folder / "dense")
+    (folder / "captions.txt").write_text("\n".join(PROMPTS) + "\n")
+    (folder / "holes.txt").write_text("a red seven\n\na blue three\n")
+    code = run(
+        "train", folder / "dense", folder / "routed", "--captions", folder / "captions.txt", *SMALL
+    )
+    assert code == 0
+    return folder
+
+
+def test_train_leaves_a_pipeline_and_no_checkpoint(work, capsys):
+    assert (work / "routed" / "router.safetensors").is_file()
+    assert not (work / "routed.checkpoint").exists()
+    assert run("inspect", work / "routed", "--json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert len(about["experts"]) == 2
+    assert about["target"] == 0.8
+
+
+def test_generate_says_where_each_prompt_went_and_saves_the_pictures(work, tmp_path, capsys):
+    file = tmp_path / "sheet.png"
+    words = [w for p in PROMPTS[:3] for w in ("--prompt", p)]
+    assert run("generate", work / "routed", "-o", file, "--steps", 2, *words) == 0
+    out = capsys.readouterr().out
+    lines = re.findall(r"expert (\d)\s+([\d.]+)% of the multiply-adds\s+([\d.]+) s  (.+)", out)
+    assert [line[3] for line in lines] == PROMPTS[:3]
+    assert all(float(line[2]) > 0 for line in lines)
+    with Image.open(file) as image:
+        assert image.size[0] > image.size[1]
+
+
+def test_eval_counts_and_rebalance_changes_where_prompts_go(work, capsys):
+    assert run("eval", work / "routed", "--captions", work / "captions.txt", "--json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert sum(about["counts"]) == len(PROMPTS)
+    assert 0 <= about["entropy"] <= 1
+    assert run("rebalance", work / "routed", "--captions", work / "captions.txt") == 0
+    assert "on average before" in capsys.readouterr().out
+
+
+def test_the_report_is_one_page_with_pictures(work, tmp_path):
+    file = tmp_path / "report.html"
+    words = ("--captions", work / "captions.txt", "--steps", 2)
+    assert run("report", work / "routed", "-o", file, *words) == 0
+    page = file.read_text()
+    assert page.count("data:image/png;base64,") >= 2
+    assert "http" not in page.replace("http-equiv", "")
+    assert all(p in page for p in PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["train", "{dense}", "{new}", "--captions", "{holes}"], "line 2"),
+        (["train", "{dense}", "{new}", "--captions", "{captions}", "--experts", "99"],
+         "--experts 99"),
+        (["train", "{dense}", "{new}", "--captions", "{captions}", "--target", "0.002",
+          "--experts", "2", "--inference-steps", "3"], "cannot be met"),
+        (["train", "{dense}", "{routed}", "--captions", "{captions}"], "exists already"),
+        (["generate", "{routed}", "-o", "{new}", "--prompt", "x", "--expert", "7"], "no expert 7"),
+        (["generate", "{dense}", "-o", "{new}", "--prompt", "x"], "no routed pipeline"),
+        (["generate", "{routed}", "-o", "{new}"], "--prompt"),
+        (["eval", "{routed}", "--captions", "{none}"], "No such file"),
+        (["rebalance", "{routed}", "--captions", "{captions}", "--target", "0.01"],
+         "cannot be met"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_code_2(work, tmp_path, capsys, words, complaint):
+    places = {
+        "dense": work / "dense", "routed": work / "routed", "captions": work / "captions.txt",
+        "holes": work / "holes.txt", "new": tmp_path / "new", "none": tmp_path / "none.txt",
+    }  # fmt: skip
+    code = run(*(w.format(**places) for w in words))
+    said = capsys.readouterr().err
+    assert code == 2
+    assert complaint in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_router_of_another_model_is_refused(work, tmp_path, capsys):
+    shutil.copytree(work / "routed", tmp_path / "mixed")
+    tensors, facts = load_tensors(tmp_path / "mixed" / "router.safetensors")
+    save_tensors(tmp_path / "mixed" / "router.safetensors", tensors, {**facts, "digest": "0"})
+    assert run("inspect", tmp_path / "mixed") == 2
+    assert "another model" in capsys.readouterr().err

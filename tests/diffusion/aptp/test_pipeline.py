@@ -1,0 +1,129 @@
+"""A mixed batch is its prompts one by one, each drawn by its own expert."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compress3g.diffusion.aptp import AptpPipeline
+from compress3g.diffusion.pipelines import generate
+from compress3g.errors import ConfigError
+
+from .conftest import PROMPTS
+
+SEVEN = PROMPTS[:7]
+
+
+def latents(owner, prompts, seed=0, **options):
+    many = 1 if isinstance(prompts, str) else len(prompts)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(many)]
+    how = {"num_inference_steps": 3, "generator": generators, "output_type": "latent", **options}
+    return owner(prompts, **how).images
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_a_batch_of_seven_is_seven_single_calls(routed, guidance):
+    together = latents(routed, SEVEN, guidance_scale=guidance)
+    assert len(routed.last.experts.unique()) > 1
+    for i, prompt in enumerate(SEVEN):
+        alone = latents(routed, prompt, seed=i, guidance_scale=guidance)
+        assert torch.allclose(together[i], alone[0], atol=1e-5 * float(alone.abs().max()))
+
+
+def test_each_prompt_is_drawn_by_the_expert_it_is_routed_to(routed, pipe):
+    together, chosen = latents(routed, SEVEN), routed.last.experts.tolist()
+    assert chosen == routed.route(SEVEN).experts.tolist()
+    dense = pipe.unet
+    for i, prompt in enumerate(SEVEN):
+        pipe.register_modules(unet=routed.expert(chosen[i]))
+        alone = latents(lambda p, **o: pipe(p, **o), prompt, seed=i)
+        pipe.register_modules(unet=dense)
+        assert torch.allclose(together[i], alone[0], atol=1e-5 * float(alone.abs().max()))
+
+
+def test_the_pipeline_itself_is_as_before(routed, pipe):
+    before = generate(pipe, SEVEN[:2], steps=2, output="latent")
+    latents(routed, SEVEN)
+    assert torch.equal(generate(pipe, SEVEN[:2], steps=2, output="latent"), before)
+    assert "forward" not in vars(pipe.unet)
+
+
+def test_a_forced_expert_draws_everything(routed):
+    latents(routed, SEVEN, expert=1)
+    assert routed.last.experts.tolist() == [1] * 7
+
+
+def test_several_images_of_a_prompt_go_to_its_expert(routed):
+    g = [torch.Generator().manual_seed(i) for i in range(4)]
+    out = routed(
+        SEVEN[:2], num_inference_steps=2, num_images_per_prompt=2, generator=g,
+        output_type="latent",
+    ).images  # fmt: skip
+    a, b = routed.route(SEVEN[:2]).experts.tolist()
+    assert routed.last.experts.tolist() == [a, a, b, b]
+    assert len(out) == 4
+
+
+def test_prompt_embeddings_alone_are_enough_for_the_pipelines_own_encoder(routed, pipe):
+    whole = latents(routed, SEVEN[:3], guidance_scale=1.0)
+    embeds, _ = pipe.encode_prompt(SEVEN[:3], "cpu", 1, False)
+    again = latents(lambda p, **o: routed(prompt_embeds=embeds, **o), SEVEN[:3], guidance_scale=1.0)
+    assert torch.allclose(whole, again, atol=1e-6)
+
+
+def test_embeddings_without_text_are_refused_where_text_is_read(routed):
+    routed._encoder = lambda prompts: torch.zeros(len(prompts), 4)
+    with pytest.raises(ConfigError, match="give the prompt as text"):
+        routed(prompt_embeds=torch.zeros(1, 12, 16))
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_an_expert_out_of_range_is_refused(routed, index):
+    with pytest.raises(ConfigError, match="give 0 to 2"):
+        routed("a red seven", expert=index)
+
+
+def test_no_prompt_is_refused(routed):
+    with pytest.raises(ConfigError, match="no prompt"):
+        routed()
+    with pytest.raises(ConfigError, match="no prompt"):
+        routed.route([])
+
+
+def test_an_empty_prompt_is_a_prompt(routed):
+    assert len(routed.route("").experts) == 1
+    assert latents(routed, "").isfinite().all()
+
+
+def test_experts_that_do_not_fit_together_run_one_after_the_other(pipe, router, routed):
+    largest = max(e.report().bytes for e in routed.experts)
+    tight = AptpPipeline(pipe, router, limit=largest)
+    assert torch.allclose(latents(tight, SEVEN), latents(routed, SEVEN), atol=1e-5)
+    assert tight.held_bytes <= largest
+    assert tight.last.experts.tolist() == routed.last.experts.tolist()
+
+
+@pytest.mark.parametrize("mode", ["shared", "exported"])
+def test_a_saved_pipeline_draws_the_same(routed, mode, tmp_path):
+    routed.save(tmp_path / "routed", mode=mode)
+    again = AptpPipeline.from_pretrained(tmp_path / "routed")
+    assert again.mode == mode
+    assert torch.equal(latents(again, SEVEN), latents(routed, SEVEN))
+    assert [e.report().params for e in again.experts] == [e.report().params for e in routed.experts]
+    if mode == "exported":
+        with pytest.raises(ConfigError, match="no dense denoiser"):
+            again.save(tmp_path / "twice", mode="shared")
+
+
+def test_rebalancing_lowers_what_prompts_cost(routed):
+    before = routed.route(PROMPTS).shares
+    least = float(routed.router.shares.min())
+    routed.rebalance(PROMPTS, (least + float(before.mean())) / 2)
+    assert float(routed.route(PROMPTS).shares.mean()) <= float(before.mean())
+
+
+def test_folders_that_are_no_routed_pipelines_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        AptpPipeline.from_pretrained(tmp_path / "none")
+    with pytest.raises(ConfigError, match="no routed pipeline"):
+        AptpPipeline.from_pretrained(tmp_path)
