@@ -121,7 +121,7 @@ class Router:
     def _off_the_edge(self, similarities: Float[Tensor, "b N"], tilt: float) -> float:
         """A tilt with the same choices, away from where one of them changes.
 
-        At the edge the last bit of an embedding, which the size of a batch can change, would decide.
+        At the edge the last bit of an embedding would decide, which the size of a batch can change.
         """
         chosen, step = self.choice(similarities, tilt), 1e-6
         while step < 1 and torch.equal(self.choice(similarities, tilt + 2 * step), chosen):
