@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from ...engine.options import options_from, resolve
 from ...errors import ConfigError
+from ..finetune import FinetuneConfig
 from .config import AptpConfig
 
 _PATH = click.Path(path_type=Path)
@@ -123,6 +125,47 @@ def train(
 def _say_experts(owner: Any) -> None:
     for handle in owner.experts:
         click.echo(handle.report().report())
+
+
+@route.command()
+@click.argument("model", type=_PATH)
+@click.argument("output", type=_PATH)
+@options_from(FinetuneConfig)
+@_CAPTIONS
+@click.option("--dense", type=_PATH, help="Folder of the dense pipeline, if MODEL has none.")
+@click.option("--cache", type=_PATH, help="Folder for the dense model's images.")
+@_DEVICE
+def finetune(
+    model: Path,
+    output: Path,
+    config_file: Path | None,
+    captions: Path,
+    dense: Path | None,
+    cache: Path | None,
+    device: str,
+    **options: Any,
+) -> None:
+    """Train the experts of folder MODEL, each on the captions it gets; write folder OUTPUT.
+
+    Interrupted, the same command goes on from the folder OUTPUT.checkpoints.
+    """
+    from ...engine.folder import refuse_existing
+    from ...engine.run import device as find_device
+    from ..pipelines import open_pipeline
+    from .finetune import finetune_experts
+
+    config = resolve(FinetuneConfig, options, config_file)
+    refuse_existing(output)
+    prompts = read_captions(captions)
+    owner = _opened(model, device, None)
+    teacher = open_pipeline(dense, device=find_device(device)) if dense is not None else None
+    checkpoints = output.with_name(f"{output.name}.checkpoints")
+    tuned = finetune_experts(
+        owner, prompts, config, teacher=teacher, checkpoints=checkpoints, cache=cache
+    )
+    tuned.save(output)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    click.echo(f"routed pipeline  {output}")
 
 
 @route.command()

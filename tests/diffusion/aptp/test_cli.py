@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from compress3g.cli.main import main
+from compress3g.diffusion.aptp.config import AptpConfig
 from compress3g.diffusion.pruned_models import save
 from compress3g.engine.checkpoint import load_tensors, save_tensors
+from compress3g.engine.options import read_toml
 
 from ..tiny import captions
 from .conftest import PROMPTS
@@ -22,6 +25,11 @@ SMALL = ("--experts", 2, "--target", 0.8, "--steps", 3, "--batch", 4, "--learnin
 
 def run(*words):
     return main(["diffusion", "route", *map(str, words)])
+
+
+def test_every_key_of_the_shipped_recipe_is_an_option():
+    folder = Path(__file__).parents[3] / "pipelines" / "aptp_sd21"
+    AptpConfig(**read_toml(AptpConfig, folder / "route.toml"))
 
 
 @pytest.fixture(scope="module")
