@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from .pruned_models import KEY, adopt, dense_skeleton, describe, is_pruned, kept
 from .units import kind_of, units_of
 
 KINDS = ("heads", "neurons", "groups")
+_SIZES = 4  # of a group that rounding leaves to choose from
 Scope = Literal["global", "layer"]
 
 
@@ -39,7 +41,8 @@ def prune(
     `logits`); groups without scores stay whole. ratio: share of the denoiser's parameters that
     goes, all of them in the denominator. scope: "global" ranks the units of all groups in one list,
     "layer" takes the same share of every group; at least one unit of a group stays.
-    round_to: kept channels are a multiple of this in groups that are larger (heads stay whole).
+    round_to: kept channels are a multiple of this in groups of at least four times as many; in
+    smaller ones about as many go together. Heads stay whole.
     normalize, per_cost: as in `core.select`. gates, means: as in `core.materialize`.
     method: a name that travels in the configuration.
     A pipeline can be pruned again: ratio then counts from what it has.
@@ -180,8 +183,17 @@ def _given_back(
 
 
 def _multiple(u: Units, round_to: int) -> int:
-    """Units of a group that go and stay together; 1 where the group has no more than that."""
-    multiple = 1 if kind_of(u) == "heads" else -(-round_to // u.reads[0].chunk)
+    """Units of a group that go and stay together; 1 where the group has no more than that.
+
+    A unit may be 10 channels wide: 8 of them are whole multiples of 16. Where fewer than four such
+    sizes would be left to choose from, about `round_to` channels go together instead.
+    """
+    if kind_of(u) == "heads":
+        return 1
+    chunk = u.reads[0].chunk
+    multiple = round_to // math.gcd(round_to, chunk)
+    if u.size < _SIZES * multiple:
+        multiple = -(-round_to // chunk)
     return multiple if u.size > multiple else 1
 
 
