@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core import (
@@ -31,11 +29,12 @@ from ..core import (
 from ..core.surgery import digest
 from ..engine.checkpoint import load_tensors, save_tensors
 from ..engine.progress import Progress
-from ..errors import BudgetError, ConfigError, FormatError, ScoreError, require
+from ..errors import BudgetError, ConfigError, FormatError, ScoreError
 from ..profile import count_flops
 from .config import EcoDiffConfig
 from .learned import Learned
 from .pipelines import denoiser_of
+from .processes import generator, processes, seed_of, summed
 from .sampling import Prompt, Replay
 from .teacher import Teacher
 from .units import units_of
@@ -112,7 +111,7 @@ class _Learning:
             self.call["guidance_scale"] = config.guidance
         self.denoiser = denoiser_of(pipe)[1]
         self.device = next(self.denoiser.parameters()).device
-        self.rank, self._world = _processes(config)
+        self.rank, self._world = processes(config.accumulate, "--accumulate")
         self.units, total = self._priced(units)
         self._keep = _share_to_keep(self.units, total, config)
         gate = HardConcrete(beta=_BETA, eps=config.noise_floor)
@@ -190,10 +189,10 @@ class _Learning:
         seeds, chosen = [], []
         for sample in range(first, first + self.config.batch):
             epoch, place = divmod(sample, max(1, count))
-            order = torch.randperm(count, generator=seeded_generator(self.config.seed, 0, epoch))
+            order = torch.randperm(count, generator=generator(self.config.seed, 0, epoch))
             chosen.append(self.prompts[int(order[place])] if count else "")
             # A first noise of its own for every sample: with one for all, masks fit that noise.
-            seeds.append(_seed(self.config.seed, 1, sample) % 2**31)
+            seeds.append(seed_of(self.config.seed, 1, sample) % 2**31)
         return Replay.of(
             self.pipe,
             chosen if count else [],
@@ -206,10 +205,10 @@ class _Learning:
     def _draw(self, m: int) -> dict[str, Tensor]:
         """Gates (batch, n) of a trajectory, one mask per sample; the same whoever draws them."""
         batch, device = self.config.batch, self.device
-        generator = seeded_generator(self.config.seed, 2, self.done, m, device=device)
+        draw = generator(self.config.seed, 2, self.done, m, device=device)
         gate = self.masks.gate
         return {
-            name: gate.sample(z.expand(batch, -1), generator=generator)
+            name: gate.sample(z.expand(batch, -1), generator=draw)
             for name, z in self._logits().items()
         }
 
@@ -257,11 +256,10 @@ class _Learning:
 
     def _reduce(self, numbers: Tensor) -> list[float]:
         """Sums over processes, of the logits' gradients too."""
-        if self._world > 1:
-            dist.all_reduce(numbers)
-            for z in self.masks.parameters():
-                z.grad = torch.zeros_like(z) if z.grad is None else z.grad
-                dist.all_reduce(z.grad)
+        for z in self.masks.parameters():
+            z.grad = torch.zeros_like(z) if z.grad is None else z.grad
+        gradients = [z.grad for z in self.masks.parameters() if z.grad is not None]
+        summed(self._world, [numbers, *gradients])
         return [float(x) for x in numbers]
 
     def _finite(self) -> bool:
@@ -350,30 +348,6 @@ def _short_of_memory(error: RuntimeError) -> Exception:
         "out of memory while learning masks: lower it with --inner-checkpoint, --halves, "
         "--offload-latents, --keep-last 0, --batch 1, or a smaller picture"
     )
-
-
-def _seed(*numbers: int) -> int:
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
-
-
-def seeded_generator(*numbers: int, device: Any = "cpu") -> torch.Generator:
-    """Random numbers that depend on nothing but these numbers: runs resume and split exactly."""
-    return torch.Generator(device).manual_seed(_seed(*numbers))
-
-
-def _processes(config: EcoDiffConfig) -> tuple[int, int]:
-    """Rank and number of processes. Raises ConfigError when they cannot share an update evenly."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        require("accelerate", extra="diffusion", purpose="several processes").PartialState()
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    world = dist.get_world_size()
-    if config.accumulate % world:
-        raise ConfigError(
-            f"{world} processes cannot share {config.accumulate} trajectories evenly: give "
-            f"--accumulate a multiple of {world}"
-        )
-    return dist.get_rank(), world
 
 
 @contextmanager

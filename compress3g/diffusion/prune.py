@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from .pruned_models import (
 from .units import kind_of, units_of
 
 KINDS = ("heads", "neurons", "groups")
+_SIZES = 4  # of a group that rounding leaves to choose from
 Scope = Literal["global", "layer"]
 
 
@@ -39,6 +41,7 @@ def prune(
     per_cost: bool = False,
     gates: Gates | None = None,
     means: Gates | None = None,
+    before_cut: Callable[[nn.Module, Sequence[Units], Keep], object] | None = None,
     method: str = "scores",
 ) -> Any:
     """The same pipeline, with a smaller denoiser.
@@ -47,9 +50,11 @@ def prune(
     `logits`); groups without scores stay whole. ratio: share of the denoiser's parameters that
     goes, all of them in the denominator. scope: "global" ranks the units of all groups in one list,
     "layer" takes the same share of every group; at least one unit of a group stays.
-    round_to: kept channels are a multiple of this in groups that are larger (heads stay whole).
+    round_to: kept channels are a multiple of this in groups of at least four times as many; in
+    smaller ones about as many go together. Heads stay whole.
     normalize, per_cost: as in `core.select`. gates, means: as in `core.materialize`.
-    method: a name that travels in the configuration.
+    before_cut: is given the denoiser, still whole, its scored units and the decision, as `refit`
+    takes them. method: a name that travels in the configuration.
     A pipeline can be pruned again: ratio then counts from what it has.
     Raises ConfigError for a ratio outside (0, 1), BudgetError naming the largest that can be
     reached, ScoreError for scores of another model, CutError when nothing can be removed.
@@ -66,6 +71,8 @@ def prune(
         scores, chosen, ratio * total, total,
         scope=scope, round_to=round_to, normalize=normalize, per_cost=per_cost,
     )  # fmt: skip
+    if before_cut is not None:
+        before_cut(denoiser, chosen, keep)
     dense, before = _before(denoiser)
     bare = {n for n, m in denoiser.named_modules() if getattr(m, "bias", ...) is None}
     materialize(denoiser, chosen, keep, gates=gates, means=means)
@@ -193,8 +200,17 @@ def _given_back(
 
 
 def _multiple(u: Units, round_to: int) -> int:
-    """Units of a group that go and stay together; 1 where the group has no more than that."""
-    multiple = 1 if kind_of(u) == "heads" else -(-round_to // u.reads[0].chunk)
+    """Units of a group that go and stay together; 1 where the group has no more than that.
+
+    A unit may be 10 channels wide: 8 of them are whole multiples of 16. Where fewer than four such
+    sizes would be left to choose from, about `round_to` channels go together instead.
+    """
+    if kind_of(u) == "heads":
+        return 1
+    chunk = u.reads[0].chunk
+    multiple = round_to // math.gcd(round_to, chunk)
+    if u.size < _SIZES * multiple:
+        multiple = -(-round_to // chunk)
     return multiple if u.size > multiple else 1
 
 

@@ -13,7 +13,7 @@ import torch
 from compress3g.core import HardConcrete, gated, price
 from compress3g.core._layout import layout_of
 from compress3g.diffusion import EcoDiffConfig, Learned, Replay, learn_masks, units_of
-from compress3g.diffusion.ecodiff import _frozen, _Learning
+from compress3g.diffusion.ecodiff import _Learning, frozen
 from compress3g.diffusion.pipelines import denoiser_of
 from compress3g.errors import BudgetError, ConfigError, FormatError, ScoreError
 
@@ -108,7 +108,7 @@ def test_gradient_is_that_of_the_mean_over_trajectories(loss, options):
     expected = reference(learning, loss)
     learning.adam.zero_grad()
     run = learning._last if loss == "last" else learning._each_step
-    with _frozen(learning.denoiser, config.inner_checkpoint):
+    with frozen(learning.denoiser, config.inner_checkpoint):
         for m in range(config.accumulate):
             run(learning._replay(0, m), learning._draw(m))
     for z, theirs in zip(learning.masks.parameters(), expected, strict=True):

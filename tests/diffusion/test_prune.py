@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress3g.core import gated, materialize, price
+from compress3g.core import Cut, Units, gated, materialize, price
 from compress3g.diffusion import prune, units_of
 from compress3g.diffusion.prune import decide
 from compress3g.diffusion.pruned_models import kept_of
@@ -61,6 +61,19 @@ def test_channels_come_in_multiples_and_heads_whole():
     counts = {kind_of(u): u.size for u in units_of(model)}
     assert all(u.size % 16 == 0 for u in units_of(model) if kind_of(u) == "neurons")
     assert counts["heads"] >= 1
+
+
+def test_wide_channel_groups_come_in_whole_multiples():
+    """As in Stable Diffusion: 32 groups of 10 channels. Of 260, a processor computes 320."""
+    units = [
+        Units(f"{name}.groups", 32, reads=(Cut(name, "in", width),), cost={"params": 100.0 * width})
+        for name, width in (("a", 10), ("b", 20), ("c", 3))
+    ]
+    total = sum(u.cost["params"] * u.size for u in units)
+    for ratio in (0.1, 0.2, 0.4, 0.6):
+        keep = decide(random_scores(units), units, ratio * total, total, round_to=16)
+        assert all(len(keep[f"{name}.groups"]) * w % 16 == 0 for name, w in (("a", 10), ("b", 20)))
+        assert len(keep["c.groups"]) % 6 in (0, 2)  # of 3 channels: 18 at a time, or whole
 
 
 def test_layers_lose_the_same_share():

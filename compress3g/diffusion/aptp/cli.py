@@ -12,13 +12,12 @@ import click
 from ...engine.options import options_from, resolve
 from ...errors import ConfigError
 from ..finetune import FinetuneConfig
+from ..options import JSON, PATH, open_folder, prompts_of, quiet
 from .config import AptpConfig
 
-_PATH = click.Path(path_type=Path)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N")
 _CAPTIONS = click.option(
-    "--captions", type=_PATH, required=True, help="Text file, a caption per line."
+    "--captions", type=PATH, required=True, help="Text file, a caption per line."
 )
 _LIMIT = click.option(
     "--limit", type=click.IntRange(min=1), help="Megabytes that experts may take together."
@@ -47,7 +46,6 @@ def read_captions(file: Path) -> list[str]:
 
 def _opened(folder: Path, device: str, limit: int | None) -> Any:
     from ...engine.run import device as find_device
-    from ..cli import quiet
     from .pipeline import AptpPipeline
 
     quiet()
@@ -57,13 +55,13 @@ def _opened(folder: Path, device: str, limit: int | None) -> Any:
 
 
 @route.command()
-@click.argument("model", type=_PATH)
-@click.argument("output", type=_PATH)
+@click.argument("model", type=PATH)
+@click.argument("output", type=PATH)
 @options_from(AptpConfig)
 @_CAPTIONS
 @click.option("--guidance", type=float, help="Of the images learnt from; unset: the pipeline's.")
 @click.option("--encoder", help="Folder of a text encoder; unset: the pipeline's own embedding.")
-@click.option("--cache", type=_PATH, help="File for the dense model's latents.")
+@click.option("--cache", type=PATH, help="File for the dense model's latents.")
 @click.option(
     "--mode", type=click.Choice(["shared", "exported"]), default="shared", show_default=True,
     help="Store the dense denoiser once, or every expert as a model of its own.",
@@ -86,9 +84,6 @@ def train(
     Interrupted, the same command goes on from OUTPUT.checkpoint.
     """
     from ...engine.folder import refuse_existing
-    from ...engine.run import device as find_device
-    from ..cli import quiet
-    from ..pipelines import open_pipeline
     from .corpus import Corpus
     from .encoder import PIPELINE, TextEncoder
     from .pipeline import AptpPipeline
@@ -102,8 +97,7 @@ def train(
             f"--experts {config.experts} for {len(prompts)} captions: give more captions or fewer "
             "experts"
         )
-    quiet()
-    pipe = open_pipeline(model, device=find_device(device))
+    pipe = open_folder(model, device, "float32")
     own = TextEncoder(encoder)(prompts) if encoder is not None else None
     corpus = Corpus.of(
         pipe, prompts, steps=config.inference_steps, guidance=guidance, seed=config.seed,
@@ -128,12 +122,12 @@ def _say_experts(owner: Any) -> None:
 
 
 @route.command()
-@click.argument("model", type=_PATH)
-@click.argument("output", type=_PATH)
+@click.argument("model", type=PATH)
+@click.argument("output", type=PATH)
 @options_from(FinetuneConfig)
 @_CAPTIONS
-@click.option("--dense", type=_PATH, help="Folder of the dense pipeline, if MODEL has none.")
-@click.option("--cache", type=_PATH, help="Folder for the dense model's images.")
+@click.option("--dense", type=PATH, help="Folder of the dense pipeline, if MODEL has none.")
+@click.option("--cache", type=PATH, help="Folder for the dense model's images.")
 @_DEVICE
 def finetune(
     model: Path,
@@ -150,15 +144,13 @@ def finetune(
     Interrupted, the same command goes on from the folder OUTPUT.checkpoints.
     """
     from ...engine.folder import refuse_existing
-    from ...engine.run import device as find_device
-    from ..pipelines import open_pipeline
     from .finetune import finetune_experts
 
     config = resolve(FinetuneConfig, options, config_file)
     refuse_existing(output)
     prompts = read_captions(captions)
     owner = _opened(model, device, None)
-    teacher = open_pipeline(dense, device=find_device(device)) if dense is not None else None
+    teacher = open_folder(dense, device, "float32") if dense is not None else None
     checkpoints = output.with_name(f"{output.name}.checkpoints")
     tuned = finetune_experts(
         owner, prompts, config, teacher=teacher, checkpoints=checkpoints, cache=cache
@@ -169,8 +161,8 @@ def finetune(
 
 
 @route.command()
-@click.argument("model", type=_PATH)
-@_JSON
+@click.argument("model", type=PATH)
+@JSON
 @_DEVICE
 def inspect(model: Path, as_json: bool, device: str) -> None:
     """Say what experts the routed pipeline in folder MODEL has."""
@@ -193,9 +185,9 @@ def inspect(model: Path, as_json: bool, device: str) -> None:
 
 
 @route.command("eval")
-@click.argument("model", type=_PATH)
+@click.argument("model", type=PATH)
 @_CAPTIONS
-@_JSON
+@JSON
 @_DEVICE
 def evaluate(model: Path, captions: Path, as_json: bool, device: str) -> None:
     """Say where captions go and what they cost. Draws nothing."""
@@ -226,7 +218,7 @@ def evaluate(model: Path, captions: Path, as_json: bool, device: str) -> None:
 
 
 @route.command()
-@click.argument("model", type=_PATH)
+@click.argument("model", type=PATH)
 @_CAPTIONS
 @click.option("--target", type=float, help="Share that stays on average; unset: as trained for.")
 @_DEVICE
@@ -244,10 +236,10 @@ def rebalance(model: Path, captions: Path, target: float | None, device: str) ->
 
 
 @route.command()
-@click.argument("model", type=_PATH)
-@click.option("-o", "--output", type=_PATH, required=True, help="PNG file.")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="PNG file.")
 @click.option("--prompt", "given", multiple=True, help="A prompt; may be repeated.")
-@click.option("--prompts", "file", type=_PATH, help="Text file with a prompt per line.")
+@click.option("--prompts", "file", type=PATH, help="Text file with a prompt per line.")
 @click.option("--expert", type=int, help="Of all prompts; unset: the router says.")
 @click.option("--steps", type=click.IntRange(min=1), help="Unset: the pipeline's own.")
 @click.option("--guidance", type=float, help="Guidance scale; unset: the pipeline's own.")
@@ -267,12 +259,9 @@ def generate(
     device: str,
 ) -> None:
     """Make one image per prompt, each by its expert, side by side in a PNG."""
-    from ..pipelines import read_prompts
     from ..sheet import write_sheet
 
-    prompts = [*given, *(read_prompts(file) if file is not None else [])]
-    if not prompts:
-        raise click.UsageError("Give --prompt TEXT or --prompts FILE.")
+    prompts = prompts_of(given, file)
     owner = _opened(model, device, limit)
     images = owner.generate(prompts, expert=expert, steps=steps, guidance=guidance, seed=seed)
     write_sheet(output, [images])
@@ -288,8 +277,8 @@ def generate(
 
 
 @route.command()
-@click.argument("model", type=_PATH)
-@click.option("-o", "--output", type=_PATH, required=True, help="HTML file.")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="HTML file.")
 @_CAPTIONS
 @click.option("--steps", type=click.IntRange(min=1), help="Unset: the pipeline's own.")
 @click.option("--guidance", type=float, help="Guidance scale; unset: the pipeline's own.")

@@ -18,7 +18,7 @@ from ...engine.checkpoint import load_tensors, save_tensors
 from ...engine.progress import Progress
 from ...errors import ConfigError, FormatError
 from ..adapters import Adapter, adapter_of
-from ..calibration import target_of
+from ..calibration import noised_at, target_at
 from ..pipelines import denoiser_of, generate
 from ..sampling import Replay
 from .encoder import embedding_in
@@ -116,22 +116,15 @@ class Corpus:
         each = [self.adapter.timestep(t, 1, self.denoiser, x[:1]).reshape(1) for t in times]
         arguments = tree_map(lambda v: v.to(like.device) if isinstance(v, Tensor) else v, arguments)
         arguments |= {self.adapter.latent: x, "timestep": torch.cat(each).to(like.device)}
-        target = target_of(scheduler, latents, noise, times).to(x)
+        target = target_at(scheduler, latents, noise, times).to(x)
         return Sample(arguments, target, times.float().to(x.device))
 
     def _noised(self, latent: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        scheduler, each = self.scheduler, t.reshape(1)
-        scheduler._step_index = scheduler._begin_index = None  # of the row before
-        if hasattr(scheduler, "scale_noise"):
-            noised: Tensor = scheduler.scale_noise(latent, each, noise)
-        elif hasattr(scheduler, "add_noise"):
-            noised = scheduler.add_noise(latent, noise, each)
-        else:
-            raise ConfigError(
-                f"{type(scheduler).__name__} cannot add noise: give the pipeline another scheduler"
-            )
+        scheduler = self.scheduler
+        noised = noised_at(scheduler, latent, noise, t)
         if self.adapter.scaled and hasattr(scheduler, "scale_model_input"):
-            noised = scheduler.scale_model_input(noised, t)
+            scaled: Tensor = scheduler.scale_model_input(noised, t)
+            return scaled
         return noised
 
     def _rows(self, name: str, value: Any, rows: Tensor, untold: Tensor) -> Any:

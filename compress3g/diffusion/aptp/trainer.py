@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...core import gated
@@ -23,7 +22,9 @@ from ...engine.progress import Progress
 from ...engine.ranks import of_all_ranks
 from ...errors import ConfigError, FormatError, ScoreError
 from ..blocks import blocks_of
-from ..ecodiff import frozen, seeded_generator
+from ..ecodiff import frozen
+from ..processes import generator as seeded_generator
+from ..processes import processes, summed
 from . import losses
 from .codes import SoftCode, Space, space_of
 from .config import AptpConfig
@@ -92,7 +93,7 @@ class _Training:
         self.corpus, self.config, self.encoder = corpus, config, encoder
         self.denoiser = corpus.denoiser
         self.device = next(self.denoiser.parameters()).device
-        self.rank, self._world = _processes(config.batch)
+        self.rank, self._world = processes(config.batch, "--batch")
         self.space = _priced_space(corpus, config)
         self.p = self.space.prunable_share(config.target)
         self.code = SoftCode.of(self.space, config)
@@ -216,12 +217,11 @@ class _Training:
         self.adam.state.pop(self.codes, None)
 
     def _share_gradients(self) -> None:
-        if self._world == 1:
-            return
-        for p in [*self.predictor.parameters(), self.codes]:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            dist.all_reduce(p.grad)
-            p.grad /= self._world
+        """The mean over processes."""
+        gradients = [p.grad for p in self._learnt().values() if p.grad is not None]
+        summed(self._world, gradients)
+        for gradient in gradients:
+            gradient /= self._world
 
     def save(self, path: Path) -> None:
         """Writes all that the next step depends on."""
@@ -292,19 +292,6 @@ def _priced_space(corpus: Corpus, config: AptpConfig) -> Space:
             return model(**sample.arguments, return_dict=False)
 
     return space_of(corpus.denoiser, example, depth=config.depth, bundle=config.bundle)
-
-
-def _processes(batch: int) -> tuple[int, int]:
-    """Rank and number of processes. Raises ConfigError when they cannot share a batch evenly."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    world = dist.get_world_size()
-    if batch % world:
-        raise ConfigError(
-            f"{world} processes cannot share a batch of {batch} evenly: give --batch a multiple of "
-            f"{world}"
-        )
-    return dist.get_rank(), world
 
 
 @contextmanager

@@ -85,6 +85,17 @@ def test_the_report_is_one_page_with_pictures(work, tmp_path):
     assert all(p in page for p in PROMPTS)
 
 
+def test_finetune_leaves_a_pipeline_of_trained_experts(work, tmp_path, capsys):
+    words = ("--captions", work / "captions.txt", "--updates", 2, "--batch", 2, "--steps", 3)
+    assert run("finetune", work / "routed", tmp_path / "tuned", *words) == 0
+    assert not (tmp_path / "tuned.checkpoints").exists()
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "tuned") == 0
+    assert "finetuned" in capsys.readouterr().out
+    assert run("finetune", tmp_path / "tuned", tmp_path / "twice", *words) == 2
+    assert "give the dense pipeline" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

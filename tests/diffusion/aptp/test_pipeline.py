@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from compress3g.diffusion.aptp import AptpPipeline
+from compress3g.diffusion.aptp.finetune import finetune_experts
+from compress3g.diffusion.finetune import FinetuneConfig
 from compress3g.diffusion.pipelines import generate
 from compress3g.errors import ConfigError
 
@@ -127,3 +129,23 @@ def test_folders_that_are_no_routed_pipelines_are_refused(tmp_path):
         AptpPipeline.from_pretrained(tmp_path / "none")
     with pytest.raises(ConfigError, match="no routed pipeline"):
         AptpPipeline.from_pretrained(tmp_path)
+
+
+def test_experts_learn_from_their_prompts_and_the_dense_network_does_not(routed, pipe, tmp_path):
+    before = {n: p.clone() for n, p in pipe.unet.named_parameters()}
+    experts = [routed.expert(i) for i in range(3)]
+    old = [{n: p.clone() for n, p in e.named_parameters()} for e in experts]
+    config = FinetuneConfig(method="full", updates=6, batch=2, steps=3, learning_rate=1e-3)
+    tuned = finetune_experts(routed, PROMPTS, config, cache=tmp_path / "dense")
+    assert all(torch.equal(p, before[n]) for n, p in pipe.unet.named_parameters())
+    used = set(routed.route(PROMPTS).experts.tolist())
+    for i in range(3):
+        assert all(torch.equal(p, old[i][n]) for n, p in experts[i].named_parameters())
+        same = all(torch.equal(p, old[i][n]) for n, p in tuned.expert(i).named_parameters())
+        assert same == (i not in used)
+    tuned.save(tmp_path / "tuned")
+    again = AptpPipeline.from_pretrained(tmp_path / "tuned")
+    assert again.mode == "finetuned"
+    assert torch.equal(latents(again, SEVEN), latents(tuned, SEVEN))
+    with pytest.raises(ConfigError, match="no dense denoiser"):
+        finetune_experts(again, PROMPTS, config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from compress3g.diffusion.aptp.config import AptpConfig
 from compress3g.diffusion.aptp.corpus import Corpus
 from compress3g.diffusion.aptp.trainer import _Training, train_router
+from compress3g.engine.checkpoint import load_tensors
 from compress3g.errors import BudgetError, ConfigError, FormatError
 
 from .conftest import CONFIG, PROMPTS
@@ -119,3 +122,45 @@ def test_cached_latents_of_other_prompts_are_refused(pipe, tmp_path):
     assert len(again) == 2
     with pytest.raises(FormatError, match="other prompts"):
         Corpus.of(pipe, PROMPTS[1:3], steps=3, cache=tmp_path / "latents")
+
+
+_RANK = """
+import sys
+import torch.distributed as dist
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+from tests_aptp import run
+run().save(folder / f"{rank}.safetensors")
+"""
+
+
+def test_two_processes_train_the_same_router(tmp_path, pipe):
+    made = """
+import dataclasses, sys
+import torch
+torch.set_num_threads(1)
+from compress3g.diffusion.aptp.corpus import Corpus
+from compress3g.diffusion.aptp.config import AptpConfig
+from compress3g.diffusion.aptp.trainer import train_router
+from compress3g.diffusion import open_pipeline
+
+
+def run():
+    prompts = {prompts!r}
+    corpus = Corpus.of(open_pipeline({folder!r}), prompts, steps=4)
+    return train_router(corpus, AptpConfig(**{config!r}))
+"""
+    pipe.save_pretrained(tmp_path / "pipe")
+    config = dataclasses.asdict(dataclasses.replace(CONFIG, steps=3))
+    text = made.format(prompts=PROMPTS, folder=str(tmp_path / "pipe"), config=config)
+    (tmp_path / "tests_aptp.py").write_text(text)
+    (tmp_path / "rank.py").write_text(_RANK)
+    ranks = [
+        subprocess.Popen([sys.executable, tmp_path / "rank.py", str(i), tmp_path, tmp_path])
+        for i in range(2)
+    ]
+    assert [p.wait(timeout=240) for p in ranks] == [0, 0]
+    one, two = (load_tensors(tmp_path / f"{i}.safetensors")[0] for i in range(2))
+    assert all(torch.equal(one[n], two[n]) for n in one)
