@@ -42,8 +42,9 @@ OBJECTS = (1, 2, 4)
 STEPS, GUIDANCE = 12, 3.0
 # Chosen on training captions of seed 0 alone.
 ROUTER = AptpConfig(
-    experts=4, target=0.6, steps=600, batch=32, learning_rate=2e-2, inference_steps=STEPS
-)
+    experts=4, target=0.6, steps=400, batch=24, learning_rate=0.05, distill=5.0, blocks=1.0,
+    resource=10.0, inference_steps=STEPS,
+)  # fmt: skip
 STATIC = ("magnitude", "taylor", "ecodiff")
 
 
