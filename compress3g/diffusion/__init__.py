@@ -4,6 +4,7 @@ from typing import Any
 
 from .config import EcoDiffConfig
 from .ecodiff import learn_masks
+from .finetune import FinetuneConfig, Finetuned, finetune
 from .learned import Learned
 from .lora import load_lora
 from .pipelines import denoiser_of, generate, open_pipeline
@@ -12,14 +13,15 @@ from .pruned_models import save
 from .refit import refit
 from .report import race, report
 from .sampling import Replay
-from .scores import PruneConfig, scores_of
+from .scores import PruneConfig, before_cut, scores_of
 from .trajectory import Recording, rollout
 from .units import skipped_of, units_of
 
 __all__ = [
-    "EcoDiffConfig", "Learned", "PruneConfig", "Recording", "Replay", "denoiser_of", "generate",
-    "learn_masks", "load_lora", "open_pipeline", "prune", "race", "refit", "report", "rollout",
-    "save", "scores_of", "skipped_of", "units_of",
+    "EcoDiffConfig", "FinetuneConfig", "Finetuned", "Learned", "PruneConfig", "Recording", "Replay",
+    "before_cut", "denoiser_of", "finetune", "generate", "learn_masks", "load_lora",
+    "open_pipeline", "prune", "race", "refit", "report", "rollout", "save", "scores_of",
+    "skipped_of", "units_of",
 ]  # fmt: skip
 
 

@@ -68,22 +68,36 @@ def _lesson(
     scheduler: Any, call: Call, latents: Tensor, t: Tensor, start: float, generator: torch.Generator
 ) -> Lesson:
     noise = torch.randn(latents.shape, generator=generator).to(latents)
+    noised = noised_at(scheduler, latents, noise, t)
+    if hasattr(scheduler, "scale_model_input"):
+        noised = scheduler.scale_model_input(noised, t)
+    return Lesson(_with(call, noised, t, start), target_at(scheduler, latents, noise, t))
+
+
+def noised_at(scheduler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What a run of the scheduler that ends at `latents` might have had at timestep t.
+
+    Raises ConfigError for a scheduler without a rule for adding noise.
+    """
     each = t.expand(len(latents))
-    scheduler._step_index = scheduler._begin_index = None  # of the run that has ended
+    scheduler._step_index = scheduler._begin_index = None  # of a run that has ended
     if hasattr(scheduler, "scale_noise"):
-        noised = scheduler.scale_noise(latents, each, noise)
+        noised: Tensor = scheduler.scale_noise(latents, each, noise)
     elif hasattr(scheduler, "add_noise"):
         noised = scheduler.add_noise(latents, noise, each)
     else:
         raise ConfigError(
             f"{type(scheduler).__name__} cannot add noise: give the pipeline another scheduler"
         )
-    if hasattr(scheduler, "scale_model_input"):
-        noised = scheduler.scale_model_input(noised, t)
-    return Lesson(_with(call, noised, t, start), _target(scheduler, latents, noise, each))
+    return noised
 
 
-def _target(scheduler: Any, latents: Tensor, noise: Tensor, each: Tensor) -> Tensor:
+def target_at(scheduler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What a denoiser of this scheduler is trained to answer to `noised_at`.
+
+    Raises ConfigError for a prediction type whose target is not known.
+    """
+    each = t.expand(len(latents))
     kind = scheduler.config.get("prediction_type", "flow_prediction")
     if kind == "epsilon":
         return noise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ import click
 from ..engine.options import options_from, resolve
 from ..errors import ConfigError
 from .config import EcoDiffConfig
+from .finetune_cli import finetune
+from .options import JSON, PATH, open_folder, prompts_of, quiet, sampling, where
 from .scores import PruneConfig
 
 _NEUTRAL = "0"  # a prompt that every pipeline takes: a class number is also a text
-_PATH = click.Path(path_type=Path)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_DEVICE = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N"
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,64 +23,15 @@ def app() -> None:
     """Prune text-to-image pipelines and look at what became of them."""
 
 
-def _where(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of everything that opens a pipeline."""
-    kinds = click.Choice(["float32", "bfloat16", "float16"])
-    dtype = click.option("--dtype", type=kinds, default="float32", show_default=True)
-    device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N")
-    made: Callable[..., Any] = device(dtype(command))
-    return made
-
-
-def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of everything that makes images."""
-    for option in (
-        click.option("--seed", default=0, show_default=True, help="Of the first image."),
-        click.option("--guidance", type=float, help="Guidance scale; unset: the pipeline's own."),
-        click.option("--steps", type=click.IntRange(min=1), help="Unset: the pipeline's own."),
-        click.option("--prompts", "file", type=_PATH, help="Text file with a prompt per line."),
-        click.option("--prompt", "given", multiple=True, help="A prompt; may be repeated."),
-    ):
-        command = option(command)
-    return command
-
-
-def _prompts(given: tuple[str, ...], file: Path | None) -> list[str]:
-    from .pipelines import read_prompts
-
-    found = [*given, *(read_prompts(file) if file is not None else [])]
-    if not found:
-        raise click.UsageError("Give --prompt TEXT or --prompts FILE.")
-    return found
-
-
-def _open(folder: Path, device: str, dtype: str) -> Any:
-    from ..engine.run import device as find_device
-    from .pipelines import open_pipeline
-
-    _quiet()
-    return open_pipeline(folder, dtype=dtype, device=find_device(device))
-
-
-def _quiet() -> None:
-    """The libraries' own progress bars and advice would hide the lines that matter."""
-    from ..errors import require
-
-    for name in ("diffusers", "transformers"):
-        library = require(name, extra="diffusion", purpose="diffusion pipelines")
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
 @app.command()
-@click.argument("model", type=_PATH)
-@_JSON
+@click.argument("model", type=PATH)
+@JSON
 def inspect(model: Path, as_json: bool) -> None:
     """Say what can be removed from the pipeline in folder MODEL. Reads no weights."""
     from .inspection import inspect_folder
     from .units import kind_of
 
-    _quiet()
+    quiet()
     found = inspect_folder(model)
     if as_json:
         click.echo(json.dumps(found.to_json()))
@@ -104,12 +51,12 @@ def inspect(model: Path, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("model", type=_PATH)
-@click.argument("masks", type=_PATH)
+@click.argument("model", type=PATH)
+@click.argument("masks", type=PATH)
 @options_from(EcoDiffConfig)
-@click.option("--prompts", "file", type=_PATH, required=True, help="Text file, a prompt per line.")
-@click.option("--cache", type=_PATH, help="Folder for the dense model's last latents.")
-@_where
+@click.option("--prompts", "file", type=PATH, required=True, help="Text file, a prompt per line.")
+@click.option("--cache", type=PATH, help="Folder for the dense model's last latents.")
+@where
 def learn(
     model: Path,
     masks: Path,
@@ -131,7 +78,7 @@ def learn(
     config = resolve(EcoDiffConfig, options, config_file)
     refuse_existing(masks)
     prompts = read_prompts(file)
-    pipe = _open(model, device, dtype)
+    pipe = open_folder(model, device, dtype)
     checkpoint = masks.with_name(f"{masks.name}.checkpoint")
     learned = learn_masks(pipe, prompts, config, checkpoint=checkpoint, cache=cache)
     learned.save(masks)
@@ -147,17 +94,17 @@ def learn(
 
 
 @app.command()
-@click.argument("model", type=_PATH)
-@click.argument("output", type=_PATH)
+@click.argument("model", type=PATH)
+@click.argument("output", type=PATH)
 @options_from(PruneConfig)
-@click.option("--prompts", "file", type=_PATH, help="Text file with a prompt per line.")
-@click.option("--masks", type=_PATH, help="What `learn` wrote, in place of a method.")
-@click.option("--sheet", type=_PATH, help="PNG of dense and pruned images, same seeds.")
+@click.option("--prompts", "file", type=PATH, help="Text file with a prompt per line.")
+@click.option("--masks", type=PATH, help="What `learn` wrote, in place of a method.")
+@click.option("--sheet", type=PATH, help="PNG of dense and pruned images, same seeds.")
 @click.option(
     "--self-contained", is_flag=True, help="Loads without compress3g (trust_remote_code)."
 )
-@_where
-@_JSON
+@where
+@JSON
 def prune(
     model: Path,
     output: Path,
@@ -179,7 +126,7 @@ def prune(
     from .prune import prune as prune_pipeline
     from .pruned_models import save
     from .report import report
-    from .scores import scores_of
+    from .scores import before_cut, scores_of
     from .sheet import write_sheet
 
     if masks is not None:
@@ -192,7 +139,9 @@ def prune(
         raise ConfigError(f"--method {config.method} needs --prompts FILE")
     if sheet is not None and not prompts:
         raise ConfigError("--sheet needs --prompts FILE")
-    pipe = _open(model, device, dtype)
+    if config.refit and not prompts:
+        raise ConfigError("--refit needs --prompts FILE")
+    pipe = open_folder(model, device, dtype)
     if learned is not None:
         learned.check(priced_units(denoiser_of(pipe)[1], config.wanted))
     shown: dict[str, Any] = {
@@ -203,7 +152,7 @@ def prune(
     dense = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     rows = [generate(pipe, prompts[:12], **shown)] if sheet is not None else []
     scores = scores_of(pipe, prompts, config) if learned is None else learned
-    prune_pipeline(pipe, scores, **config.how())
+    prune_pipeline(pipe, scores, before_cut=before_cut(pipe, prompts, config), **config.how())
     small = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     save(pipe, output, self_contained=self_contained)
     if sheet is not None:
@@ -224,10 +173,10 @@ def prune(
 
 
 @app.command()
-@click.argument("model", type=_PATH)
-@click.option("-o", "--output", type=_PATH, required=True, help="PNG file.")
-@_sampling
-@_where
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="PNG file.")
+@sampling
+@where
 def generate(
     model: Path,
     output: Path,
@@ -243,19 +192,19 @@ def generate(
     from .pipelines import generate as make
     from .sheet import write_sheet
 
-    prompts = _prompts(given, file)
-    pipe = _open(model, device, dtype)
+    prompts = prompts_of(given, file)
+    pipe = open_folder(model, device, dtype)
     write_sheet(output, [make(pipe, prompts, seed=seed, steps=steps, guidance=guidance)])
     click.echo(f"{len(prompts)} images  {output}")
 
 
 @app.command("eval")
-@click.argument("dense", type=_PATH)
-@click.argument("pruned", type=_PATH)
-@click.option("--sheet", type=_PATH, help="PNG of both pipelines' images.")
-@_sampling
-@_where
-@_JSON
+@click.argument("dense", type=PATH)
+@click.argument("pruned", type=PATH)
+@click.option("--sheet", type=PATH, help="PNG of both pipelines' images.")
+@sampling
+@where
+@JSON
 def evaluate(
     dense: Path,
     pruned: Path,
@@ -274,9 +223,9 @@ def evaluate(
     from .pipelines import generate as make
     from .sheet import write_sheet
 
-    prompts = _prompts(given, file)
+    prompts = prompts_of(given, file)
     how: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance}
-    pipes = [_open(folder, device, dtype) for folder in (dense, pruned)]
+    pipes = [open_folder(folder, device, dtype) for folder in (dense, pruned)]
     images = [make(pipe, prompts, **how).float().cpu() for pipe in pipes]
     latents = [make(pipe, prompts, **how, output="latent").float().cpu() for pipe in pipes]
     figures = {
@@ -296,18 +245,18 @@ def evaluate(
 
 
 @app.command()
-@click.argument("models", nargs=-1, required=True, type=_PATH)
+@click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--seconds", default=3.0, show_default=True, help="Of each timing.")
-@_where
-@_JSON
+@where
+@JSON
 def bench(
     models: tuple[Path, ...], batch: int, seconds: float, device: str, dtype: str, as_json: bool
 ) -> None:
     """Measure the denoisers of pipelines; all but the first against it, in turn."""
     from .report import race, report
 
-    pipes = [_open(folder, device, dtype) for folder in models]
+    pipes = [open_folder(folder, device, dtype) for folder in models]
     prompts = [_NEUTRAL] * batch
     reports = [report(pipe, prompts=prompts, seconds=seconds) for pipe in pipes]
     ratios = [race(pipes[0], pipe, prompts=prompts, seconds=seconds) for pipe in pipes[1:]]
@@ -324,3 +273,6 @@ def bench(
             f"{folder}: {1 / ratio.median:.2f} times as fast as {models[0]} "
             f"({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
         )
+
+
+app.add_command(finetune)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,6 +33,7 @@ def prune(
     per_cost: bool = False,
     gates: Gates | None = None,
     means: Gates | None = None,
+    before_cut: Callable[[nn.Module, Sequence[Units], Keep], object] | None = None,
     method: str = "scores",
 ) -> Any:
     """The same pipeline, with a smaller denoiser.
@@ -44,7 +45,8 @@ def prune(
     round_to: kept channels are a multiple of this in groups of at least four times as many; in
     smaller ones about as many go together. Heads stay whole.
     normalize, per_cost: as in `core.select`. gates, means: as in `core.materialize`.
-    method: a name that travels in the configuration.
+    before_cut: is given the denoiser, still whole, its scored units and the decision, as `refit`
+    takes them. method: a name that travels in the configuration.
     A pipeline can be pruned again: ratio then counts from what it has.
     Raises ConfigError for a ratio outside (0, 1), BudgetError naming the largest that can be
     reached, ScoreError for scores of another model, CutError when nothing can be removed.
@@ -61,6 +63,8 @@ def prune(
         scores, chosen, ratio * total, total,
         scope=scope, round_to=round_to, normalize=normalize, per_cost=per_cost,
     )  # fmt: skip
+    if before_cut is not None:
+        before_cut(denoiser, chosen, keep)
     dense, before = _before(denoiser)
     bare = {n for n, m in denoiser.named_modules() if getattr(m, "bias", ...) is None}
     materialize(denoiser, chosen, keep, gates=gates, means=means)

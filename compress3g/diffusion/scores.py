@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from ..core import Gates
+from ..core import Gates, Keep, Units
 from ..criteria import CRITERIA, gather, score
 from ..errors import ConfigError
 from .calibration import lessons, loss
 from .config import EcoDiffConfig
 from .ecodiff import learn_masks
-from .pipelines import denoiser_of
+from .pipelines import denoiser_of, generate
 from .prune import KINDS, priced_units
+from .refit import refit
 
 METHODS = ("magnitude", "random", "taylor", "fisher", "ecodiff")
 
@@ -37,6 +39,9 @@ class PruneConfig:
     )
     kinds: str = _of(",".join(KINDS), "What may go, of heads, neurons and groups (of channels).")
     round_to: int = _of(16, "Kept channels are a multiple of this.")
+    refit: bool = _of(
+        False, "Let what stays take over what goes, by ridge regression on the prompts' images."
+    )
     steps: int = _of(20, "Denoising steps of the images that are looked at.")
     guidance: float | None = _of(None, "Guidance of these images; unset: the pipeline's own.")
     samples: int = _of(64, "Prompts that are looked at.")
@@ -101,6 +106,33 @@ def scores_of(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Gates |
         for p in learnable:
             p.requires_grad_(True)
     return found
+
+
+def before_cut(
+    pipe: Any, prompts: Sequence[str], config: PruneConfig
+) -> Callable[[nn.Module, Sequence[Units], Keep], None] | None:
+    """What `prune` is to do before it cuts: with `refit`, the ridge regression of `refit.refit`.
+
+    Calibration data are the pipeline's own calls of its denoiser, guidance and all, while it makes
+    images of the prompts. Raises ConfigError when there are none.
+    """
+    if not config.refit:
+        return None
+    if not prompts:
+        raise ConfigError("--refit needs --prompts FILE")
+    chosen = prompts[: config.samples]
+    firsts = range(0, len(chosen), config.batch)
+
+    def run(denoiser: nn.Module, first: int) -> None:
+        part, seed = chosen[first : first + config.batch], config.seed + first
+        generate(
+            pipe, part, seed=seed, steps=config.steps, guidance=config.guidance, output="latent"
+        )
+
+    def fit(denoiser: nn.Module, units: Sequence[Units], keep: Keep) -> None:
+        refit(denoiser, units, keep, lambda: firsts, run=run)
+
+    return fit
 
 
 def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence[Any]:

@@ -22,7 +22,7 @@ class Teacher:
 
     def __init__(self, denoiser: nn.Module, folder: Path | None) -> None:
         self._folder = folder
-        self._denoiser = _fingerprint(denoiser) if folder is not None else ""
+        self._denoiser = fingerprint(denoiser) if folder is not None else ""
 
     @torch.no_grad()
     def last(self, replay: Replay) -> Float[Tensor, "..."]:
@@ -66,7 +66,7 @@ def _add(state: Any, value: Any) -> None:
         state.update(repr(value).encode())
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Names, shapes, types and evenly spread numbers of all weights: a whole hash takes minutes."""
     state = hashlib.sha256(json.dumps(dict(getattr(model, "config", {})), default=repr).encode())
     for name, p in model.named_parameters():

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +149,77 @@ def test_an_interrupted_learning_goes_on(work, tmp_path, capsys, monkeypatch):
     assert first.history == second.history
 
 
+FINETUNE = ("--steps", 3, "--updates", 3, "--batch", 2, "--rank", 2)
+
+
+@pytest.fixture(scope="module")
+def small(work):
+    assert main([
+        "diffusion", "prune", str(work / "dense"), str(work / "small"), "--method", "magnitude",
+        "--round-to", "1",
+    ]) == 0  # fmt: skip
+    return work / "small"
+
+
+def test_a_pruned_pipeline_is_finetuned(work, small, tmp_path, capsys):
+    words = ("--dense", work / "dense", "--prompts", work / "prompts.txt", *FINETUNE)
+    code, out, err = run(
+        capsys, "finetune", small, tmp_path / "better", *words, "--sheet", tmp_path / "sheet.png",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["updates"] == 3
+    assert told["latent_error"]["after"] != told["latent_error"]["before"] > 0
+    assert size_of(tmp_path / "sheet.png") == (2 * 66, 3 * 66)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["better", "sheet.png"]
+    configs = [
+        json.loads((f / "unet" / "config.json").read_text()) for f in (small, tmp_path / "better")
+    ]
+    assert configs[0]["compress3g"] == configs[1]["compress3g"]
+    code, out, _ = run(capsys, "finetune", small, tmp_path / "again", *words, "--method", "full")
+    assert (code, "latent error" in out) == (0, True)
+
+
+def test_an_interrupted_finetuning_goes_on(work, small, tmp_path, capsys, monkeypatch):
+    from compress3g.diffusion import finetune
+
+    words = ("--dense", work / "dense", "--prompts", work / "prompts.txt", *FINETUNE)
+    assert run(capsys, "finetune", small, tmp_path / "straight", *words)[0] == 0
+    learn = sys.modules[finetune.__module__]._Run._learn
+
+    def told_to_stop(self, m):
+        if self.done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learn(self, m)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[finetune.__module__]._Run, "_learn", told_to_stop)
+        assert run(capsys, "finetune", small, tmp_path / "broken", *words)[0] == 130
+    assert not (tmp_path / "broken").exists()
+    assert (tmp_path / "broken.checkpoint").exists()
+    assert run(capsys, "finetune", small, tmp_path / "broken", *words)[0] == 0
+    assert not (tmp_path / "broken.checkpoint").exists()
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+
+
+def test_refit_brings_a_pruned_pipeline_closer(work, tmp_path, capsys):
+    errors = []
+    for words in ((), ("--refit",)):
+        out = tmp_path / f"small{len(words)}"
+        prompts = ("--prompts", work / "prompts.txt", "--steps", 3)
+        code, _, err = run(
+            capsys, "prune", work / "dense", out, "--method", "magnitude", "--round-to", 1,
+            *prompts, *words,
+        )  # fmt: skip
+        assert code == 0, err
+        code, told, _ = run(capsys, "eval", work / "dense", out, *prompts, "--json")
+        errors.append(json.loads(told)["latent_error"])
+    # The prompts that it was fitted to, and their noise: there the fit is the best linear one.
+    assert errors[1] < errors[0]
+
+
 def test_ecodiff_is_a_method_like_the_others(work, tmp_path, capsys):
     code, out, err = run(
         capsys, "prune", work / "dense", tmp_path / "small", "--method", "ecodiff", "--ratio", 0.15,
@@ -167,6 +242,8 @@ def test_a_toml_file_gives_options_and_flags_win(work, tmp_path, capsys):
 
 
 PRUNE = ("prune", "{dense}", "{out}")
+FINE = ("finetune", "{dense}", "{out}", "--dense", "{dense}")
+DIGITS = Path(__file__).parents[2] / "pipelines" / "digits_t2i"
 
 
 @pytest.mark.parametrize(
@@ -185,6 +262,16 @@ PRUNE = ("prune", "{dense}", "{out}")
             "cannot be reached",
         ),
         ((*PRUNE, "--prompts", "{empty}"), "has no prompt"),
+        ((*PRUNE, "--method", "magnitude", "--refit"), "--refit needs --prompts"),
+        ((*FINE, "--prompts", "{empty}"), "has no prompt"),
+        ((*FINE, "--prompts", "{text}", "--updates", "0"), "--updates 0 is out of range"),
+        ((*FINE, "--prompts", "{text}", "--dense", "{absent}"), "does not exist"),
+        ((*FINE, "--prompts", "{text}", "--dense", "{digits}"), "not what was pruned"),
+        ((*FINE[:2], "{dense}", *FINE[3:], "--prompts", "{text}"), "exists already"),
+        (
+            (*FINE, "--prompts", "{text}", "--dtype", "bfloat16", "--method", "full"),
+            "--dtype float32",
+        ),
         ((*PRUNE, "--prompts", "{absent}"), "No such file"),
         ((*PRUNE, "--method", "magic"), "magic"),
         ((*PRUNE, "--method", "magnitude", "--kinds", "layers"), "'layers' is no kind"),
@@ -199,7 +286,7 @@ PRUNE = ("prune", "{dense}", "{out}")
     ],
 )
 def test_bad_input_is_one_line(work, words, says, tmp_path, capsys):
-    places = {"dense": work / "dense", "empty": work / "empty.txt"}
+    places = {"dense": work / "dense", "empty": work / "empty.txt", "digits": DIGITS}
     places |= {"out": tmp_path / "out", "absent": tmp_path / "absent", "text": work / "prompts.txt"}
     code, _, err = run(capsys, *(w.format(**places) for w in words))
     assert code == 2
