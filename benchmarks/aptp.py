@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from _digits import Classifier, Scene, correct, draw, scenes
 from _report import goal, parser, report
-from compress3g.diffusion.finetune import FinetuneConfig, finetune
 from scipy.stats import spearmanr
 from torch import Tensor
 from train_digits import MEAN, SCALE
@@ -33,6 +32,7 @@ from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, Router, train_ro
 from compress3g.diffusion.aptp.codes import skeleton_space
 from compress3g.diffusion.aptp.corpus import Corpus
 from compress3g.diffusion.aptp.finetune import finetune_experts
+from compress3g.diffusion.finetune import FinetuneConfig, finetune
 from compress3g.diffusion.pipelines import recording
 from compress3g.engine.checkpoint import write_json
 from compress3g.profile import compare, count_flops

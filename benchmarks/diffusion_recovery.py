@@ -47,7 +47,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--method", default="taylor")
     made.add_argument("--ratio", type=float, default=0.6)
-    made.add_argument("--updates", type=int, default=300)
+    made.add_argument("--updates", type=int, default=200)
     made.add_argument("--captions", type=int, default=240)
     made.add_argument("--sheet", type=Path, help="PNG: dense, then a row per way.")
     options = made.parse_args()

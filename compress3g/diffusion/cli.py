@@ -78,13 +78,17 @@ def learn(
     from ..engine.folder import refuse_existing
     from .ecodiff import learn_masks
     from .pipelines import read_prompts
+    from .processes import first
+    from .recipe import TABLES
 
-    config = resolve(EcoDiffConfig, options, config_file)
+    config = resolve(EcoDiffConfig, options, config_file, table="learn", tables=TABLES)
     refuse_existing(masks)
     prompts = read_prompts(file)
     pipe = open_folder(model, device, dtype)
     checkpoint = masks.with_name(f"{masks.name}.checkpoint")
     learned = learn_masks(pipe, prompts, config, checkpoint=checkpoint, cache=cache)
+    if not first():
+        return
     learned.save(masks)
     checkpoint.unlink(missing_ok=True)
     last = learned.history[-1]
@@ -122,29 +126,31 @@ def prune(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Remove units from the denoiser of the pipeline in folder MODEL; write folder OUTPUT."""
+    """Remove units from the denoiser of the pipeline in folder MODEL; write folder OUTPUT.
+
+    A recipe, TOML with tables [prune], [learn] and [finetune], is a --config too: the same command
+    then learns masks, prunes and recovers, and interrupted goes on from OUTPUT.learn, .finetune.
+    """
     from ..engine.folder import refuse_existing
     from .learned import Learned
     from .pipelines import denoiser_of, generate, read_prompts
+    from .processes import first
     from .prune import priced_units
-    from .prune import prune as prune_pipeline
     from .pruned_models import save
+    from .recipe import TABLES, Recipe
     from .report import report
-    from .scores import before_cut, scores_of
     from .sheet import write_sheet
 
     if masks is not None:
         options["method"] = "ecodiff"
-    config = resolve(PruneConfig, options, config_file)
+    config = resolve(PruneConfig, options, config_file, table="prune", tables=TABLES)
+    recipe = Recipe.of(config, config_file)
     refuse_existing(output)
     prompts = read_prompts(file) if file is not None else []
     learned = Learned.load(masks) if masks is not None else None
-    if learned is None and config.looks and not prompts:
-        raise ConfigError(f"--method {config.method} needs --prompts FILE")
+    recipe.check(prompts, masks=learned is not None)
     if sheet is not None and not prompts:
         raise ConfigError("--sheet needs --prompts FILE")
-    if config.refit and not prompts:
-        raise ConfigError("--refit needs --prompts FILE")
     pipe = open_folder(model, device, dtype)
     if learned is not None:
         learned.check(priced_units(denoiser_of(pipe)[1], config.wanted))
@@ -155,8 +161,12 @@ def prune(
     }
     dense = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     rows = [generate(pipe, prompts[:12], **shown)] if sheet is not None else []
-    scores = scores_of(pipe, prompts, config) if learned is None else learned
-    prune_pipeline(pipe, scores, before_cut=before_cut(pipe, prompts, config), **config.how())
+    stopped = recipe.carry_out(
+        pipe, prompts, learned=learned, dense=lambda: open_folder(model, device, dtype),
+        checkpoint=output,
+    )  # fmt: skip
+    if not first():
+        return
     small = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     save(pipe, output, self_contained=self_contained)
     if sheet is not None:
@@ -170,6 +180,8 @@ def prune(
         f"{config.method}: {1 - small.params / dense.params:.1%} of the parameters and "
         f"{1 - small.macs / dense.macs:.1%} of the multiply-adds are gone"
     )
+    if stopped:
+        click.echo(f"stopped: {stopped}")
     click.echo(f"pipeline  {output}")
     click.echo(
         f'load      import compress3g.diffusion; DiffusionPipeline.from_pretrained("{output}")'

@@ -45,11 +45,12 @@ def finetune(
     from .finetune import finetune as recover
     from .metrics import relative_error
     from .pipelines import generate, read_prompts
-    from .processes import processes
+    from .processes import first
     from .pruned_models import save
+    from .recipe import TABLES
     from .sheet import write_sheet
 
-    config = resolve(FinetuneConfig, options, config_file)
+    config = resolve(FinetuneConfig, options, config_file, table="finetune", tables=TABLES)
     refuse_existing(output)
     prompts = read_prompts(file)
     teacher, pipe = (open_folder(folder, device, dtype) for folder in (dense, model))
@@ -63,7 +64,7 @@ def finetune(
     wanted, before = shown(teacher), shown(pipe)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     found = recover(pipe, teacher, prompts, config, checkpoint=checkpoint, cache=cache)
-    if processes(config.accumulate, "--accumulate")[0]:
+    if not first():
         return  # the first process has the same weights, and writes them
     after = shown(pipe)
     save(pipe, output)

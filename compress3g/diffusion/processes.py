@@ -35,6 +35,11 @@ def processes(pieces: int, option: str) -> tuple[int, int]:
     return dist.get_rank(), world
 
 
+def first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def summed(world: int, parts: Sequence[Tensor]) -> None:
     """Replaces every tensor by its sum over the processes."""
     if world > 1:

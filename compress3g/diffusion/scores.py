@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -82,16 +83,27 @@ class PruneConfig:
         return {**options, "scope": scope, "per_cost": per_cost, "normalize": criterion.normalize}
 
 
-def scores_of(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Gates | Any:
+def scores_of(
+    pipe: Any,
+    prompts: Sequence[str],
+    config: PruneConfig,
+    *,
+    learn: EcoDiffConfig | None = None,
+    checkpoint: Path | None = None,
+) -> Gates | Any:
     """Scores by the configured method, or for "ecodiff" what `learn_masks` returns.
 
-    Raises ConfigError when a method that looks at prompts is given none.
+    learn: everything about learning masks, of which `config` says only the usual; checkpoint: of
+    learning. Raises ConfigError when a method that looks at prompts is given none.
     """
     if config.looks and not prompts:
         raise ConfigError(f"--method {config.method} needs --prompts FILE")
     prompts = prompts[: config.samples]
     if config.method == "ecodiff":
-        return _learned(pipe, prompts, config)
+        units = priced_units(denoiser_of(pipe)[1], config.wanted)
+        return learn_masks(
+            pipe, prompts, learn or _usual(config), units=units, checkpoint=checkpoint
+        )
     denoiser = denoiser_of(pipe)[1]
     criterion = CRITERIA[config.method]
     units = priced_units(denoiser, config.wanted)
@@ -142,8 +154,8 @@ def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence
     )  # fmt: skip
 
 
-def _learned(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Any:
-    options = EcoDiffConfig(
+def _usual(config: PruneConfig) -> EcoDiffConfig:
+    return EcoDiffConfig(
         target=config.ratio,
         steps=config.steps,
         updates=config.updates,
@@ -151,5 +163,3 @@ def _learned(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Any:
         guidance=config.guidance,
         seed=config.seed,
     )
-    units = priced_units(denoiser_of(pipe)[1], config.wanted)
-    return learn_masks(pipe, prompts, options, units=units)

@@ -106,17 +106,21 @@ def _matches(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def read_toml(config: type[Any], file: Path) -> dict[str, Any]:
+def read_toml(
+    config: type[Any], file: Path, *, table: str = "", tables: Collection[str] = ()
+) -> dict[str, Any]:
     """The values of a TOML file, checked against the fields of `config`.
 
+    table: the one to read in a file of tables, of those called `tables`; a file without any is read
+    as a whole, and one without this table holds nothing.
     Raises ConfigError naming file and key for what is missing, misspelt or of the wrong type.
     """
-    try:
-        values = tomllib.loads(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from None
+    values = _parsed(file)
+    found = {key for key, value in values.items() if isinstance(value, dict)}
+    if tables and found:
+        if wrong := [key for key in values if key not in found or key not in tables]:
+            raise ConfigError(f"{file}: {wrong[0]} is none of the tables {', '.join(tables)}")
+        values = values.get(table, {})
     kinds = typing.get_type_hints(config)
     for key, value in values.items():
         if key not in kinds:
@@ -126,6 +130,20 @@ def read_toml(config: type[Any], file: Path) -> dict[str, Any]:
     return values
 
 
+def tables_of(file: Path) -> set[str]:
+    """Names of the tables of a TOML file. Raises ConfigError."""
+    return {key for key, value in _parsed(file).items() if isinstance(value, dict)}
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from None
+
+
 def resolve(
     config: type[Config],
     options: Mapping[str, Any],
@@ -133,10 +151,13 @@ def resolve(
     *,
     preset: Config | None = None,
     one_of: Collection[str] = (),
+    table: str = "",
+    tables: Collection[str] = (),
 ) -> Config:
     """This call's configuration: defaults or a preset, then the TOML file, then what was typed.
 
     one_of: options that exclude each other; typing one of them overrules all of them in the file.
+    table, tables: as in `read_toml`.
     """
     context = click.get_current_context()
     values = dict(options)
@@ -146,7 +167,7 @@ def resolve(
     if typed & set(one_of):
         typed |= set(one_of)
     below = dataclasses.asdict(typing.cast(Any, preset)) if preset is not None else {}
-    below |= read_toml(config, file) if file else {}
+    below |= read_toml(config, file, table=table, tables=tables) if file else {}
     for key, value in below.items():
         if key not in typed:
             values[key] = value
