@@ -12,14 +12,14 @@ from .pruned_models import save
 from .refit import refit
 from .report import race, report
 from .sampling import Replay
-from .scores import PruneConfig, scores_of
+from .scores import PruneConfig, calibration, scores_of
 from .trajectory import Recording, rollout
 from .units import skipped_of, units_of
 
 __all__ = [
-    "EcoDiffConfig", "Learned", "PruneConfig", "Recording", "Replay", "denoiser_of", "generate",
-    "learn_masks", "load_lora", "open_pipeline", "prune", "race", "refit", "report", "rollout",
-    "save", "scores_of", "skipped_of", "units_of",
+    "EcoDiffConfig", "Learned", "PruneConfig", "Recording", "Replay", "calibration",
+    "denoiser_of", "generate", "learn_masks", "load_lora", "open_pipeline", "prune", "race",
+    "refit", "report", "rollout", "save", "scores_of", "skipped_of", "units_of",
 ]  # fmt: skip
 
 

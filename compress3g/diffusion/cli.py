@@ -179,7 +179,7 @@ def prune(
     from .prune import prune as prune_pipeline
     from .pruned_models import save
     from .report import report
-    from .scores import scores_of
+    from .scores import calibration, scores_of
     from .sheet import write_sheet
 
     if masks is not None:
@@ -203,7 +203,7 @@ def prune(
     dense = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     rows = [generate(pipe, prompts[:12], **shown)] if sheet is not None else []
     scores = scores_of(pipe, prompts, config) if learned is None else learned
-    prune_pipeline(pipe, scores, **config.how())
+    prune_pipeline(pipe, scores, **config.how(), calibrate=calibration(pipe, prompts, config))
     small = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
     save(pipe, output, self_contained=self_contained)
     if sheet is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from ..criteria.allocation import best
 from ..errors import BudgetError, ConfigError, ScoreError
 from .pipelines import denoiser_of
 from .pruned_models import KEY, adopt, dense_skeleton, describe, is_pruned, kept_of
+from .refit import refit
 from .units import kind_of, units_of
 
 KINDS = ("heads", "neurons", "groups")
@@ -31,6 +32,7 @@ def prune(
     per_cost: bool = False,
     gates: Gates | None = None,
     means: Gates | None = None,
+    calibrate: Callable[[], object] | None = None,
     method: str = "scores",
 ) -> Any:
     """The same pipeline, with a smaller denoiser.
@@ -41,6 +43,8 @@ def prune(
     "layer" takes the same share of every group; at least one unit of a group stays.
     round_to: kept channels are a multiple of this in groups that are larger (heads stay whole).
     normalize, per_cost: as in `core.select`. gates, means: as in `core.materialize`.
+    calibrate: draws something with the pipeline while it is whole; what stays then takes over what
+    goes, by the `refit` of what it has seen (`calibration` makes one of prompts).
     method: a name that travels in the configuration.
     A pipeline can be pruned again: ratio then counts from what it has.
     Raises ConfigError for a ratio outside (0, 1), BudgetError naming the largest that can be
@@ -58,6 +62,8 @@ def prune(
         scores, chosen, ratio * total, total,
         scope=scope, round_to=round_to, normalize=normalize, per_cost=per_cost,
     )  # fmt: skip
+    if calibrate is not None:
+        refit(denoiser, chosen, keep, lambda: [calibrate], run=lambda _, draw: draw())
     dense, before = _before(denoiser)
     bare = {n for n, m in denoiser.named_modules() if getattr(m, "bias", ...) is None}
     materialize(denoiser, chosen, keep, gates=gates, means=means)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .calibration import lessons, loss
 from .config import EcoDiffConfig
 from .ecodiff import learn_masks
-from .pipelines import denoiser_of
+from .pipelines import denoiser_of, generate
 from .prune import KINDS, priced_units
 
 METHODS = ("magnitude", "random", "taylor", "fisher", "ecodiff")
@@ -42,6 +42,7 @@ class PruneConfig:
     samples: int = _of(64, "Prompts that are looked at.")
     batch: int = _of(8, "Prompts at a time.")
     updates: int = _of(100, "Optimiser steps of ecodiff.")
+    refit: bool = _of(False, "What stays takes over what goes, by ridge regression (one pass).")
     seed: int = _of(0, "Of everything random.")
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ class PruneConfig:
     @property
     def looks(self) -> bool:
         """Whether the method looks at prompts."""
-        return self.method == "ecodiff" or CRITERIA[self.method].needs != "nothing"
+        return self.refit or self.method == "ecodiff" or CRITERIA[self.method].needs != "nothing"
 
     def how(self) -> dict[str, Any]:
         """What `prune` is told besides the scores."""
@@ -101,6 +102,30 @@ def scores_of(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Gates |
         for p in learnable:
             p.requires_grad_(True)
     return found
+
+
+def calibration(
+    pipe: Any, prompts: Sequence[str], config: PruneConfig
+) -> Callable[[], object] | None:
+    """With config.refit, what `prune` is to watch: the pipeline drawing the prompts.
+
+    Raises ConfigError when there are none.
+    """
+    if not config.refit:
+        return None
+    if not prompts:
+        raise ConfigError("--refit needs --prompts FILE")
+    wanted = prompts[: config.samples]
+
+    def draw() -> None:
+        for first in range(0, len(wanted), config.batch):
+            part = wanted[first : first + config.batch]
+            generate(
+                pipe, part, seed=config.seed + first, steps=config.steps,
+                guidance=config.guidance, output="latent",
+            )  # fmt: skip
+
+    return draw
 
 
 def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence[Any]:
