@@ -18,7 +18,7 @@ import itertools
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from torch import Tensor, nn
 MEAN, SCALE = 0.12, 0.3  # of pixels in [0, 1]: what the latents are centred and scaled by
 SHARES = {1: 0.2, 2: 0.3, 4: 0.5}  # of a batch, by number of objects
 FIRST_SHARES = {1: 0.5, 2: 0.25, 4: 0.25}  # in the first fifth of the time: words before places
+CHANNELS, HEADS = (32, 48, 16), (4, 6, 2)  # at 16x16, 8x8, 4x4, where little is needed
 DROPPED = 0.1  # captions left out, for guidance
 _WIDTH, _LENGTH = 96, 17
 _SHRINK = 16.0  # keeps latents where the autoencoder's tanh is a straight line
@@ -101,8 +102,8 @@ def _affine(conv: nn.Conv2d, scale: float, shift: float) -> None:
     conv.bias.fill_(shift)
 
 
-def build(seed: int) -> Any:
-    """The untrained pipeline."""
+def build(seed: int, channels: Sequence[int] = CHANNELS, heads: Sequence[int] = HEADS) -> Any:
+    """The untrained pipeline; channels and attention heads at 16x16, 8x8 and 4x4."""
     from diffusers import (
         DPMSolverMultistepScheduler,
         StableDiffusionPipeline,
@@ -128,12 +129,12 @@ def build(seed: int) -> Any:
         sample_size=CANVAS,
         in_channels=3,
         out_channels=3,
-        block_out_channels=(32, 64, 96),
+        block_out_channels=tuple(channels),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=_WIDTH,
-        attention_head_dim=(2, 4, 6),
+        attention_head_dim=tuple(heads),  # diffusers means their number
         norm_num_groups=8,
         # Words pooled into the time embedding reach every block from the first step on.
         addition_embed_type="text",
@@ -339,12 +340,20 @@ def export(pipe: Any, classifier: Classifier, folder: Path) -> None:
     save_file(classifier.state_dict(), folder / "classifier.safetensors")
 
 
+def _three(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument(
         "--minutes", type=float, default=20.0, help="Of processor time, all runs together."
     )
     made.add_argument("--batch", type=int, default=32)
+    made.add_argument(
+        "--channels", default=",".join(map(str, CHANNELS)), help="At 16x16, 8x8, 4x4."
+    )
+    made.add_argument("--heads", default=",".join(map(str, HEADS)), help="Of attention, likewise.")
     made.add_argument("--guidance", type=float, default=3.0)
     made.add_argument("--work", type=Path, default=Path("runs/digits"), help="For the checkpoint.")
     made.add_argument(
@@ -359,7 +368,7 @@ def main() -> None:
     _, images, labels = scans(held_out=True)
     with torch.no_grad():
         judged = float((classifier(images).argmax(1) == labels).float().mean())
-    pipe = build(seed=0)
+    pipe = build(0, _three(options.channels), _three(options.heads))
     trained = train(pipe, options)
     if options.out is not None:
         export(pipe, classifier, options.out)

@@ -48,6 +48,7 @@ class PruneConfig:
     samples: int = _of(64, "Prompts that are looked at.")
     batch: int = _of(8, "Prompts at a time.")
     updates: int = _of(100, "Optimiser steps of ecodiff.")
+    refit: bool = _of(False, "What stays takes over what goes, by ridge regression (one pass).")
     seed: int = _of(0, "Of everything random.")
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class PruneConfig:
     @property
     def looks(self) -> bool:
         """Whether the method looks at prompts."""
-        return self.method == "ecodiff" or CRITERIA[self.method].needs != "nothing"
+        return self.refit or self.method == "ecodiff" or CRITERIA[self.method].needs != "nothing"
 
     def how(self) -> dict[str, Any]:
         """What `prune` is told besides the scores."""

@@ -18,6 +18,8 @@ from compress3g.diffusion.units import units_of
 
 from .tiny import captions
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
@@ -52,6 +54,23 @@ def test_prune_writes_a_smaller_pipeline(work, method, tmp_path, capsys):
     assert told["pruned"]["macs"] < told["dense"]["macs"]
     config = json.loads((tmp_path / "small" / "unet" / "config.json").read_text())
     assert config["compress3g"]["method"] == method
+
+
+def test_a_refit_changes_weights_and_not_what_goes(work, tmp_path, capsys):
+    for name, more in {"plain": [], "refit": ["--refit"]}.items():
+        code, _, err = run(
+            capsys, "prune", work / "dense", tmp_path / name, "--method", "magnitude", "--ratio",
+            0.2, "--prompts", work / "prompts.txt", "--steps", 3, "--round-to", 4, *more,
+        )  # fmt: skip
+        assert code == 0, err
+    kept, weights = [], []
+    for name in ("plain", "refit"):
+        kept.append(
+            json.loads((tmp_path / name / "unet" / "config.json").read_text())["compress3g"]
+        )
+        weights.append((tmp_path / name / "unet" / WEIGHTS).read_bytes())
+    assert kept[0] == kept[1]
+    assert weights[0] != weights[1]
 
 
 def test_the_whole_way_from_one_pipeline_to_a_compared_one(work, tmp_path, capsys):
