@@ -6,7 +6,7 @@
 |---|---|---|
 | none | 0 | nothing: <q, c> alone, the centroid as it is |
 | res1 res2 res4 | 16 32 64 | r in 1, 2 or 4 bits a dimension, one set of levels (2112.01488) |
-| pq16 pq32 | 16 32 | r in 16 or 32 pieces, each one of 256 |
+| pq16 pq32 | 16 32 | r, turned, in 16 or 32 pieces, each one of 256 |
 | int8 | 132 | the vector itself on a grid of its own, and its step |
 | f16 | 256 | the vector itself in half precision |
 
@@ -82,7 +82,8 @@ def load_codec(name: str, codebook: Codebook, arrays: Mapping[str, Array]) -> Re
     if whole is not None:
         return whole(codebook)
     if name.startswith("pq"):
-        return QuantizedResidual(codebook, name, Pieces(np.asarray(arrays["words"], np.float32)))
+        pieces = Pieces(*(np.asarray(arrays[n], np.float32) for n in ("words", "rotation")))
+        return QuantizedResidual(codebook, name, pieces)
     return QuantizedResidual(codebook, name, Buckets(np.asarray(arrays["levels"], np.float32)))
 
 
@@ -241,7 +242,7 @@ class QuantizedResidual:
         return np.asarray(whole * np.asarray(inv_norm, np.float32)[:, None])
 
     def to_arrays(self) -> dict[str, Array]:
-        """Levels of buckets, or words of pieces."""
+        """Levels of buckets, or words and rotation of pieces."""
         if isinstance(self.quantizer, Buckets):
             return {"levels": self.quantizer.levels}
-        return {"words": self.quantizer.words}
+        return {"words": self.quantizer.words, "rotation": self.quantizer.rotation}
