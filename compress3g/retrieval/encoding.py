@@ -12,6 +12,7 @@ from jaxtyping import Float16, Float32, Int64
 from .binary import SignCodec, fit_signs
 from .codebook import Codebook, Sampler, sample_size, train_codebook
 from .deduplicate import unique_codes
+from .page_graph import pooled_pages
 from .places import pack_places
 from .residual import ResidualCodec, fit_codec, load_codec
 from .segment import PageRows, Segment
@@ -142,7 +143,8 @@ class Encoding:
             vectors["store"] = x.astype(np.float16)
         elif self.config.store == "int8":
             vectors["store"], vectors["store_scale"] = _bytes_of(x)
-        return PageRows(rows.page_ids, rows.lengths, vectors, streams)
+        pooled = pooled_pages(x, rows.lengths) if self.config.graph else None
+        return PageRows(rows.page_ids, rows.lengths, vectors, streams, pooled)
 
     def drift(self, x: Float32[np.ndarray, "m d"]) -> float:
         """Mean squared distance from the centroids, as a multiple of what it was in training."""

@@ -16,6 +16,7 @@ from .array_folder import ArrayFolder
 from .catalog import Catalog, Snapshot
 from .config import IndexConfig
 from .encoding import Encoding
+from .page_graph import PageGraph
 from .prune import inverse_page_frequency
 from .segment import Segment
 
@@ -55,6 +56,30 @@ class View:
         found = [s.rows_of(page_ids) + a for s, a in zip(self.segments, self.starts, strict=False)]
         positions = np.concatenate(found) if found else np.zeros(0, np.int64)
         return positions if self.live is None else positions[self.live[positions]]
+
+    @cached_property
+    def _graphs(self) -> list[PageGraph]:
+        return [PageGraph(segment) for segment in self.segments]
+
+    def positions_by_graph(self, query: Float32[np.ndarray, "d"], n: int) -> Int64[np.ndarray, "k"]:
+        """Ascending positions of the n living pages whose vector has the largest inner product.
+
+        query: one vector. As far as the graphs find them: they are asked for as many more pages as
+        are deleted, at most n. Raises FormatError for a damaged graph.
+        """
+        dead = 0 if self.live is None else len(self.page_ids) - len(self)
+        found, similarities = [], []
+        for graph, start in zip(self._graphs, self.starts, strict=False):
+            rows, similarity = graph.nearest(query, n + min(dead, n))
+            found.append(rows + start)
+            similarities.append(similarity)
+        positions, similarity = np.concatenate(found), np.concatenate(similarities)
+        if self.live is not None:
+            alive = self.live[positions]
+            positions, similarity = positions[alive], similarity[alive]
+        if n < len(positions):
+            positions = positions[np.argpartition(-similarity, n - 1)[:n]]
+        return np.sort(positions)
 
     def split(
         self, positions: Int64[np.ndarray, "n"]
