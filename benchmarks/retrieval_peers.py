@@ -2,7 +2,8 @@
 
 The same pages and queries in one run, one thread each. Every peer gets an environment of its own,
 made here (fast-plaid wants another torch than ours) and kept with --environments; what cannot be
-installed is said and left out. Recall is the share of the exact top 10. Quick runs install nothing.
+installed is said and left out. Recall is the share of the exact top 10. Bytes a page are what grows
+with pages; what is learned once (centroids) is a column of its own. Quick runs install nothing.
 """
 
 from __future__ import annotations
@@ -101,8 +102,9 @@ def ours(
             times.append(min(runs))
             found.append([int(hit.doc) for hit in hits])
         size = index.info().bytes_per_page
+    once = sum(f.stat().st_size for f in folder.glob("codebook-*/*"))
     return {"cpu_ms": 1e3 * float(np.median(times)), "found": found, "build_s": built,
-            "bytes_per_page": size}  # fmt: skip
+            "bytes_per_page": size, "bytes_once": once}  # fmt: skip
 
 
 def environment(folder: Path, packages: list[str]) -> Path | str:
@@ -215,13 +217,15 @@ def main() -> None:
 
 def print_rows(rows: dict[str, Any], truth: list[list[int]], missing: dict[str, str]) -> None:
     """Prints the table; recall takes the place of the pages that were found."""
-    print(f"{'':34}{'CPU ms a query':>16}{'recall@10':>12}{'bytes a page':>15}{'build CPU s':>13}")
+    heads = (("CPU ms a query", 16), ("recall@10", 12), ("bytes a page", 15), ("once, kB", 11),
+             ("build CPU s", 13))  # fmt: skip
+    print(f"{'':34}" + "".join(f"{head:>{width}}" for head, width in heads))
     for name, row in rows.items():
         row["recall"] = recall(row.pop("found"), truth)
         built = f"{row['build_s']:13.1f}" if "build_s" in row else f"{'':13}"
         print(
             f"{name:34}{row['cpu_ms']:16.2f}{row['recall']:12.3f}"
-            f"{row['bytes_per_page']:15,.0f}{built}"
+            f"{row['bytes_per_page']:15,.0f}{row.get('bytes_once', 0) / 1000:11,.0f}{built}"
         )
     for name, reason in missing.items():
         print(f"{name} is not in the table: {reason}")
