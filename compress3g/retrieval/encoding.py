@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,12 +91,16 @@ def originals(store: Array, scale: Array | None) -> Float32[np.ndarray, "m d"]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """Everything that was learned from the corpus. `sign` is the binary mode, if it is on."""
+    """Everything that was learned from the corpus. `sign` is the binary mode, if it is on.
+
+    page_frequency: pages that hold each centroid, where pages are pruned by it.
+    """
 
     config: IndexConfig
     codebook: Codebook
     residual: ResidualCodec
     sign: SignCodec | None
+    page_frequency: Int64[np.ndarray, "k"] | None = None
 
     @classmethod
     def train(
@@ -115,6 +119,13 @@ class Encoding:
         residual = fit_codec(config.residual, sample, codebook, config.seed)
         sign = fit_signs(sample, config.seed) if config.binary == "sign" else None
         return cls(config, codebook, residual, sign)
+
+    def with_page_frequency(self, pages: Iterable[Float16[np.ndarray, "_ d"]]) -> Encoding:
+        """The encoding with counts of all pages."""
+        frequency = np.zeros(self.codebook.k, np.int64)
+        for page in pages:
+            frequency[np.unique(self.codebook.assign(page))] += 1
+        return replace(self, page_frequency=frequency)
 
     def encode(self, rows: PageRows) -> PageRows:
         """The rows compressed; the store stays as far as the configuration wants it.
@@ -155,6 +166,8 @@ class Encoding:
         parts = {"": self.codebook.to_arrays(), "residual.": self.residual.to_arrays()}
         if self.sign is not None:
             parts["sign."] = self.sign.to_arrays()
+        if self.page_frequency is not None:
+            parts[""] = {**parts[""], "page_frequency": self.page_frequency}
         return {prefix + name: a for prefix, part in parts.items() for name, a in part.items()}
 
     @classmethod
@@ -164,7 +177,7 @@ class Encoding:
         residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
         stored = _part(arrays, "sign.")
         sign = SignCodec.from_arrays(stored) if stored else None
-        return cls(config, codebook, residual, sign)
+        return cls(config, codebook, residual, sign, arrays.get("page_frequency"))
 
 
 def _places(rows: PageRows) -> tuple[Array, Int64[np.ndarray, "p"]]:

@@ -45,11 +45,19 @@ class View:
         return len(self.page_ids) if self.live is None else int(self.live.sum())
 
     @cached_property
+    def page_frequency(self) -> Int64[np.ndarray, "k"]:
+        """Pages that hold each centroid, deleted ones included."""
+        assert self.encoding is not None
+        k = self.encoding.codebook.k
+        return sum(
+            (np.bincount(s.arrays["unique"], minlength=k) for s in self.segments),
+            start=np.zeros(k, np.int64),
+        )
+
+    @cached_property
     def inverse_page_frequency(self) -> Float32[np.ndarray, "k"]:
         """log of all pages over the pages that hold a centroid, deleted ones included."""
-        assert self.encoding is not None
-        unique = np.concatenate([s.arrays["unique"] for s in self.segments])
-        return inverse_page_frequency(unique, len(self.page_ids), self.encoding.codebook.k)
+        return inverse_page_frequency(self.page_frequency, len(self.page_ids))
 
     def positions_of(self, page_ids: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "k"]:
         """Ascending positions of the living pages among `page_ids`."""
