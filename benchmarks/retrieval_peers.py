@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from _corpora import cranfield, data_folder, token_vectors
-from _peers import cpu_seconds
+from _peers import cpu_seconds, repeats
 from _report import goal, parser, report
 from retrieval_scale import make_pages, unit
 
@@ -29,7 +29,7 @@ from compress3g.retrieval.config import PRESETS, IndexConfig
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.search_config import SearchConfig
 
-SEED, TOKENS, K, REPEATS = 0, 24, 10, 3
+SEED, TOKENS, K = 0, 24, 10
 PAGE, WORDS = 1030, 12  # vectors of a real page and of a real query
 PEERS = {
     "fast_plaid": ["fast-plaid==1.7.0.2110", "torch==2.11.*", "numpy"],
@@ -95,7 +95,7 @@ def ours(
         times, found = [], []
         for query in queries:
             runs = []
-            for _ in range(REPEATS):
+            for _ in range(repeats(len(queries))):
                 clock = cpu_seconds()
                 hits = index.search_vectors([query], config=SearchConfig(k=K))[0]
                 runs.append(cpu_seconds() - clock)
@@ -175,12 +175,12 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--pages", type=int, help="Default: 400, quick 100.")
     options.add_argument("--real", action="store_true", help="Token vectors of Cranfield.")
-    options.add_argument("--queries", type=int, help="Default: 50, quick 10.")
+    options.add_argument("--queries", type=int, help="Default: 50, quick 10; real: all.")
     options.add_argument("--environments", type=Path, help="Where to make and keep them.")
     chosen = options.parse_args()
     torch.set_num_threads(1)
     pages = chosen.pages or (100 if chosen.quick else 400)
-    count = chosen.queries or (10 if chosen.quick else 50)
+    count = chosen.queries or (10 if chosen.quick else 1000 if chosen.real else 50)
     with tempfile.TemporaryDirectory(prefix="compress3g-peers-") as folder:
         work = Path(folder)
         found_real = real(pages, count) if chosen.real else None

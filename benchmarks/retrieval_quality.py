@@ -124,8 +124,14 @@ def decoder(t: TokenVectors, k: int, name: str) -> tuple[Vectors, float]:
     codec = fit_codec(name, c.sample, c.book, SEED)
     stored, inv_norm = codec.encode(t.vectors, c.codes)
     whole = name in ("int8", "f16")
-    size = codec.bytes_per_vector + (0 if whole else 2 + c.codes.itemsize)
-    return lambda a, b: codec.decode(c.codes[a:b], stored[a:b], inv_norm[a:b]), size
+    norms = 0 if inv_norm is None or whole else inv_norm.itemsize
+    size = codec.bytes_per_vector + norms + (0 if whole else c.codes.itemsize)
+
+    def decode(a: int, b: int) -> np.ndarray:
+        norm = None if inv_norm is None else inv_norm[a:b]
+        return codec.decode(c.codes[a:b], stored[a:b], norm)
+
+    return decode, size
 
 
 def views_of(t: TokenVectors, c: Coded) -> Iterator[dict[str, PageVectors]]:

@@ -110,7 +110,6 @@ def synthetic_rows(draw, ids, vectors: int, preferred, encoding: Encoding) -> Pa
         arrays["codes"] = codes
         shape = (len(codes), encoding.residual.bytes_per_vector)
         arrays["residual"] = draw.integers(0, 256, shape, np.uint8)
-        arrays["inv_norm"] = np.full(len(codes), 1.1, np.float16)
     lengths = np.full(count, vectors)
     return PageRows(np.asarray(ids), lengths, arrays, {"unique": (unique, np.diff(bounds))})
 

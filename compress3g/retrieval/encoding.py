@@ -144,7 +144,9 @@ class Encoding:
             vectors["codes"] = codes
             streams["places"] = _places(rows)
         if self.residual.bytes_per_vector:
-            vectors["residual"], vectors["inv_norm"] = self.residual.encode(x, codes)
+            vectors["residual"], inv_norm = self.residual.encode(x, codes)
+            if inv_norm is not None:
+                vectors["inv_norm"] = inv_norm
         if self.sign is not None:
             vectors["bits"], vectors["scale"] = self.sign.encode(x)
         if self.config.store != "none":  # to try other prunings with (evaluate.py)

@@ -5,7 +5,7 @@
 | page_ids i64 | pages | numbers in the catalog, ascending |
 | offsets i64 | pages + 1 | first vector of each page |
 | unique_offsets i64, unique | pages + 1, codes | the sorted distinct codes of each page |
-| codes, residual u8, inv_norm f16 | vectors | centroid, residual bytes, 1 / length when decoded |
+| codes, residual u8, inv_norm f16 | vectors | centroid, residual bytes, 1 / length (residual.py) |
 | bits u64, scale f16 | vectors | sign bits of the binary mode |
 | store f16, or i8 with store_scale f32 | vectors | the originals, for exact scores |
 | places_offsets i64, places u8 | pages + 1, bytes | where the patches are, packed (places.py) |
