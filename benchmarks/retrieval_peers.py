@@ -175,6 +175,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--pages", type=int, help="Default: 400, quick 100.")
     options.add_argument("--real", action="store_true", help="Token vectors of Cranfield.")
+    options.add_argument("--only", nargs="+", help="Settings and peers to run, not all of them.")
     options.add_argument("--queries", type=int, help="Default: 50, quick 10; real: all.")
     options.add_argument("--environments", type=Path, help="Where to make and keep them.")
     chosen = options.parse_args()
@@ -194,7 +195,10 @@ def main() -> None:
         rows: dict[str, Any] = {
             "torch float32": {"cpu_ms": brute_ms, "found": truth, "bytes_per_page": whole}
         }
+        wanted = chosen.only or [*settings(chosen.quick), *PEERS]
         for name, config in settings(chosen.quick).items():
+            if name not in wanted:
+                continue
             rows[f"compress3g {name}"] = ours(vectors, queries, work / name, config)
         missing: dict[str, str] = {}
         if chosen.quick:
@@ -202,7 +206,9 @@ def main() -> None:
             missing = {n: "not installed in a quick run" for n in PEERS if n != "faiss_ivfpq"}
         else:
             environments = chosen.environments or work / "environments"
-            result = {n: peer(n, environments, work / "data.npz", work) for n in PEERS}
+            result = {
+                n: peer(n, environments, work / "data.npz", work) for n in PEERS if n in wanted
+            }
         for peer_name, found in result.items():
             if isinstance(found, str):
                 missing[peer_name] = found
@@ -211,6 +217,7 @@ def main() -> None:
     print_rows(rows, truth, missing)
     goals = compare(rows)
     name = "retrieval_peers_real" if chosen.real else "retrieval_peers"
+    name += "_some" if chosen.only else ""
     report(name, chosen, seeds=[SEED], goals=goals, rows=rows, pages=len(vectors),
            queries=len(queries), missing=missing)  # fmt: skip
 

@@ -10,6 +10,7 @@ passage among many may be missed. docs/retrieval.md has what that costs and what
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,16 +64,21 @@ class GraphBuilder:
         self._graph.add_items(np.concatenate(self._waiting).astype(np.float32), num_threads=1)
         self._waiting = []
 
-    def pieces(self) -> Iterator[UInt8[np.ndarray, "n"]]:
-        """The graph as bytes, none for a segment too small for one."""
+    def pieces(self, folder: Path) -> Iterator[UInt8[np.ndarray, "n"]]:
+        """The graph as bytes, none for a segment too small for one; a file in `folder` meanwhile.
+
+        Raises OSError when the disk is full.
+        """
         if self._pages < FEWEST:
             return
-        with tempfile.TemporaryDirectory(prefix="compress3g-graph-") as folder:
-            path = Path(folder) / "graph"
-            self._graph.save_index(str(path))
-            with open(path, "rb") as file:
-                while data := file.read(_PIECE):
-                    yield np.frombuffer(data, np.uint8)
+        path = folder / "graph.unfinished"
+        self._graph.save_index(str(path))
+        if path.stat().st_size != self._graph.index_file_size():  # the library does not look
+            raise OSError(errno.ENOSPC, "the disk may be full", str(path))
+        with open(path, "rb") as file:
+            while data := file.read(_PIECE):
+                yield np.frombuffer(data, np.uint8)
+        path.unlink()
 
 
 class PageGraph:

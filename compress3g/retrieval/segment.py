@@ -92,8 +92,9 @@ class SegmentWriter:
 
     def finish(self, **facts: Any) -> ArrayFolder:
         """The files are on disk; the segment is garbage until a change names it."""
-        for piece in self._graph.pieces() if self._graph is not None else ():
-            self._folder.append("graph", piece)
+        if self._graph is not None:
+            for piece in self._graph.pieces(self._folder.folder):
+                self._folder.append("graph", piece)
         return self._folder.finish({"kind": "segment", **facts})
 
     def abandon(self) -> None:

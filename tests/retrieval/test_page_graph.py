@@ -125,6 +125,18 @@ def test_the_size_of_the_index_decides_unless_it_is_said(build, kind, monkeypatc
     assert scanned("auto") == 88
 
 
+def test_a_graph_that_the_disk_has_no_room_for_is_an_error(tmp_path, monkeypatch):
+    builder = page_graph.GraphBuilder(16)
+    monkeypatch.setattr(page_graph, "FEWEST", 4)
+    x = np.random.default_rng(0).standard_normal((9, 16))
+    builder.add(x.astype(np.float16))
+    assert sum(len(p) for p in builder.pieces(tmp_path)) == builder._graph.index_file_size()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "graph.unfinished").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="disk may be full"):
+        list(builder.pieces(tmp_path))
+
+
 def test_a_damaged_graph_is_named_and_not_used(build, monkeypatch, tmp_path):
     monkeypatch.setattr(page_graph, "FEWEST", 4)
     index = build(DOCUMENTS, graph=True)
