@@ -193,9 +193,9 @@ def reranks(data: Data, sizes: Sizes) -> dict[str, Any]:
         quantiser.train(residual[:: max(1, n // 10_000)])
         words = faiss.vector_to_array(quantiser.centroids).reshape(parts, 256, -1)
         tables = np.einsum("tmd,mwd->tmw", query.reshape(TOKENS, parts, -1), words)
-        packed = quantiser.compute_codes(residual)
+        packed = np.pad(quantiser.compute_codes(residual), ((0, 0), (0, 2)))  # all of one scale
         calls[f"re-rank pq{parts}"] = lambda t=tables, p=packed: score_pq(
-            similarity, t, codes, p, norm, *where
+            similarity, t, codes, p, np.ones((2, 256), np.float32), *where
         )
     for bits in (1, 2, 4):
         cuts = np.quantile(residual[:2000], np.linspace(0, 1, (1 << bits) + 1)[1:-1])

@@ -2,7 +2,8 @@
 
 The same pages and queries in one run, one thread each. Every peer gets an environment of its own,
 made here (fast-plaid wants another torch than ours) and kept with --environments; what cannot be
-installed is said and left out. Recall is the share of the exact top 10. Quick runs install nothing.
+installed is said and left out. Recall is the share of the exact top 10. Bytes a page are what grows
+with pages; what is learned once (centroids) is a column of its own. Quick runs install nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from _corpora import cranfield, data_folder, token_vectors
-from _peers import cpu_seconds
+from _peers import cpu_seconds, repeats
 from _report import goal, parser, report
 from retrieval_scale import make_pages, unit
 
@@ -28,7 +29,7 @@ from compress3g.retrieval.config import PRESETS, IndexConfig
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.search_config import SearchConfig
 
-SEED, TOKENS, K, REPEATS = 0, 24, 10, 3
+SEED, TOKENS, K = 0, 24, 10
 PAGE, WORDS = 1030, 12  # vectors of a real page and of a real query
 PEERS = {
     "fast_plaid": ["fast-plaid==1.7.0.2110", "torch==2.11.*", "numpy"],
@@ -94,15 +95,16 @@ def ours(
         times, found = [], []
         for query in queries:
             runs = []
-            for _ in range(REPEATS):
+            for _ in range(repeats(len(queries))):
                 clock = cpu_seconds()
                 hits = index.search_vectors([query], config=SearchConfig(k=K))[0]
                 runs.append(cpu_seconds() - clock)
             times.append(min(runs))
             found.append([int(hit.doc) for hit in hits])
         size = index.info().bytes_per_page
+    once = sum(f.stat().st_size for f in folder.glob("codebook-*/*"))
     return {"cpu_ms": 1e3 * float(np.median(times)), "found": found, "build_s": built,
-            "bytes_per_page": size}  # fmt: skip
+            "bytes_per_page": size, "bytes_once": once}  # fmt: skip
 
 
 def environment(folder: Path, packages: list[str]) -> Path | str:
@@ -173,12 +175,13 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--pages", type=int, help="Default: 400, quick 100.")
     options.add_argument("--real", action="store_true", help="Token vectors of Cranfield.")
-    options.add_argument("--queries", type=int, help="Default: 50, quick 10.")
+    options.add_argument("--only", nargs="+", help="Settings and peers to run, not all of them.")
+    options.add_argument("--queries", type=int, help="Default: 50, quick 10; real: all.")
     options.add_argument("--environments", type=Path, help="Where to make and keep them.")
     chosen = options.parse_args()
     torch.set_num_threads(1)
     pages = chosen.pages or (100 if chosen.quick else 400)
-    count = chosen.queries or (10 if chosen.quick else 50)
+    count = chosen.queries or (10 if chosen.quick else 1000 if chosen.real else 50)
     with tempfile.TemporaryDirectory(prefix="compress3g-peers-") as folder:
         work = Path(folder)
         found_real = real(pages, count) if chosen.real else None
@@ -192,7 +195,10 @@ def main() -> None:
         rows: dict[str, Any] = {
             "torch float32": {"cpu_ms": brute_ms, "found": truth, "bytes_per_page": whole}
         }
+        wanted = chosen.only or [*settings(chosen.quick), *PEERS]
         for name, config in settings(chosen.quick).items():
+            if name not in wanted:
+                continue
             rows[f"compress3g {name}"] = ours(vectors, queries, work / name, config)
         missing: dict[str, str] = {}
         if chosen.quick:
@@ -200,7 +206,9 @@ def main() -> None:
             missing = {n: "not installed in a quick run" for n in PEERS if n != "faiss_ivfpq"}
         else:
             environments = chosen.environments or work / "environments"
-            result = {n: peer(n, environments, work / "data.npz", work) for n in PEERS}
+            result = {
+                n: peer(n, environments, work / "data.npz", work) for n in PEERS if n in wanted
+            }
         for peer_name, found in result.items():
             if isinstance(found, str):
                 missing[peer_name] = found
@@ -209,19 +217,22 @@ def main() -> None:
     print_rows(rows, truth, missing)
     goals = compare(rows)
     name = "retrieval_peers_real" if chosen.real else "retrieval_peers"
+    name += "_some" if chosen.only else ""
     report(name, chosen, seeds=[SEED], goals=goals, rows=rows, pages=len(vectors),
            queries=len(queries), missing=missing)  # fmt: skip
 
 
 def print_rows(rows: dict[str, Any], truth: list[list[int]], missing: dict[str, str]) -> None:
     """Prints the table; recall takes the place of the pages that were found."""
-    print(f"{'':34}{'CPU ms a query':>16}{'recall@10':>12}{'bytes a page':>15}{'build CPU s':>13}")
+    heads = (("CPU ms a query", 16), ("recall@10", 12), ("bytes a page", 15), ("once, kB", 11),
+             ("build CPU s", 13))  # fmt: skip
+    print(f"{'':34}" + "".join(f"{head:>{width}}" for head, width in heads))
     for name, row in rows.items():
         row["recall"] = recall(row.pop("found"), truth)
         built = f"{row['build_s']:13.1f}" if "build_s" in row else f"{'':13}"
         print(
             f"{name:34}{row['cpu_ms']:16.2f}{row['recall']:12.3f}"
-            f"{row['bytes_per_page']:15,.0f}{built}"
+            f"{row['bytes_per_page']:15,.0f}{row.get('bytes_once', 0) / 1000:11,.0f}{built}"
         )
     for name, reason in missing.items():
         print(f"{name} is not in the table: {reason}")

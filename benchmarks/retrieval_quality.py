@@ -124,17 +124,23 @@ def decoder(t: TokenVectors, k: int, name: str) -> tuple[Vectors, float]:
     codec = fit_codec(name, c.sample, c.book, SEED)
     stored, inv_norm = codec.encode(t.vectors, c.codes)
     whole = name in ("int8", "f16")
-    size = codec.bytes_per_vector + (0 if whole else 2 + c.codes.itemsize)
-    return lambda a, b: codec.decode(c.codes[a:b], stored[a:b], inv_norm[a:b]), size
+    norms = 0 if inv_norm is None or whole else inv_norm.itemsize
+    size = codec.bytes_per_vector + norms + (0 if whole else c.codes.itemsize)
+
+    def decode(a: int, b: int) -> np.ndarray:
+        norm = None if inv_norm is None else inv_norm[a:b]
+        return codec.decode(c.codes[a:b], stored[a:b], norm)
+
+    return decode, size
 
 
-def views_of(t: TokenVectors, codes: np.ndarray) -> Iterator[dict[str, PageVectors]]:
+def views_of(t: TokenVectors, c: Coded) -> Iterator[dict[str, PageVectors]]:
     """Every page with each kind of saliency."""
-    frequency = np.bincount(codes)
+    frequency = np.bincount(c.unique)
     for page, (a, b) in enumerate(pairwise(t.offsets)):
         plain = PageVectors(t.vectors[a:b], kind=t.special[a:b])
         views = {name: replace(plain, saliency=signal[a:b]) for name, signal in t.signals.items()}
-        views["rare"] = rare_saliency(plain, codes[a:b], frequency)
+        views["rare"] = rare_saliency(plain, c.codes[a:b], frequency)
         views["least last_indegree"] = replace(plain, saliency=-t.signals["last_indegree"][a:b])
         for seed in range(3):
             views[f"random {seed}"] = random_saliency(plain, 1_000_003 * seed + page)
@@ -144,7 +150,7 @@ def views_of(t: TokenVectors, codes: np.ndarray) -> Iterator[dict[str, PageVecto
 def prune_masks(t: TokenVectors, shares: tuple[float, ...]) -> dict[tuple[str, float], np.ndarray]:
     """Rows that stay, for every kind of saliency and every share."""
     kept: dict[tuple[str, float], list[np.ndarray]] = {}
-    for views in views_of(t, coded(t, 256).codes):
+    for views in views_of(t, coded(t, 256)):
         for name, view in views.items():
             for share in shares:
                 mask = np.zeros(len(view), bool)

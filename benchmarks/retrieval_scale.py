@@ -31,7 +31,9 @@ from compress3g.retrieval.config import IndexConfig
 from compress3g.retrieval.deduplicate import unique_codes
 from compress3g.retrieval.encoding import Encoding
 from compress3g.retrieval.index import Index
+from compress3g.retrieval.page_graph import pooled_pages
 from compress3g.retrieval.residual import fit_codec
+from compress3g.retrieval.search_config import SearchConfig
 from compress3g.retrieval.segment import PageRows, SegmentWriter
 from compress3g.retrieval.vectors import PageVectors
 from compress3g.retrieval.writer import Writer
@@ -110,9 +112,12 @@ def synthetic_rows(draw, ids, vectors: int, preferred, encoding: Encoding) -> Pa
         arrays["codes"] = codes
         shape = (len(codes), encoding.residual.bytes_per_vector)
         arrays["residual"] = draw.integers(0, 256, shape, np.uint8)
-        arrays["inv_norm"] = np.full(len(codes), 1.1, np.float16)
     lengths = np.full(count, vectors)
-    return PageRows(np.asarray(ids), lengths, arrays, {"unique": (unique, np.diff(bounds))})
+    pooled = None
+    if encoding.config.graph:
+        pooled = pooled_pages(encoding.codebook.directions[codes], lengths)
+    streams = {"unique": (unique, np.diff(bounds))}
+    return PageRows(np.asarray(ids), lengths, arrays, streams, pooled)
 
 
 def queries(count: int, k: int) -> list[np.ndarray]:
@@ -231,6 +236,41 @@ def work_change(path: str, times: int) -> dict[str, float]:
     return {"add": float(np.median(added)), "remove": float(np.median(removed))}
 
 
+def work_graph(path: str, pages: int, count: int, k: int) -> dict[str, float]:
+    """Searches by the graph over pages against scans of all of them, and what it costs."""
+    clock = time.process_time()
+    synthetic_index(Path(path), pages, IndexConfig(k=k, residual="none", patches=False), k)
+    without = time.process_time() - clock
+    shutil.rmtree(path)
+    clock = time.process_time()
+    config = IndexConfig(k=k, residual="none", patches=False, graph=True)
+    synthetic_index(Path(path), pages, config, k)
+    figures = {"build": time.process_time() - clock - without}
+    index = Index.open(path)
+    arrays = index.info().arrays
+    figures["bytes_per_page"] = (arrays["graph"] + arrays["pooled"]) / pages
+    asked = queries(count, k)
+    clock = time.perf_counter()
+    index.rank(asked[:1], config=SearchConfig(graph="on"))
+    figures["first"] = time.perf_counter() - clock  # reads the graph
+    scans = {}
+    for n0 in (None, 500, 2000, 8000):
+        setting = SearchConfig(graph="off") if n0 is None else SearchConfig(graph="on", n0=n0)
+        times, found = [], []
+        for query in asked:
+            clock = time.process_time()
+            ranking = index.rank([query], config=setting)[0]
+            times.append(time.process_time() - clock)
+            found.append(set(ranking.page_ids.tolist()))
+        figures["scan" if n0 is None else f"graph {n0}"] = 1e3 * float(np.median(times))
+        if n0 is None:
+            scans = dict(enumerate(found))
+        else:
+            same = [len(found[i] & scans[i]) / len(scans[i]) for i in scans]
+            figures[f"recall {n0}"] = float(np.mean(same))
+    return figures
+
+
 def work_build(path: str, pages: int, k: int) -> dict[str, float]:
     config = IndexConfig(k=k)
     clock = time.perf_counter()
@@ -313,6 +353,7 @@ def main() -> None:
         balanced = apart("search", twenty, 20, k, 0)
         change = apart("change", twenty, 3 if quick else 7)
         shutil.rmtree(twenty)
+        graph = apart("graph", folder / "graph", pages // 10, 20, k)
         encode = encoder_speed(folder, 4 if quick else 40)
         builds = {n: apart("build", folder / f"build{n}", n, build_k) for n in sizes}
     finally:
@@ -333,7 +374,7 @@ def main() -> None:
         *(goal(f"memory of building {n:,} pages", b["memory"], 1536, unit="MiB", at_least=False)
           for n, b in builds.items()),
     ]  # fmt: skip
-    rows = {"search": search, "balanced": balanced, "change": change}
+    rows = {"search": search, "balanced": balanced, "change": change, "graph": graph}
     if encode:
         rows["encode"] = encode
     rows |= {f"build {n}": b for n, b in builds.items()}

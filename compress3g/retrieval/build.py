@@ -138,6 +138,8 @@ def encode_waiting(writer: Writer, config: IndexConfig, note: Note) -> None:
         note("train", 0, 1)
         pages = sum(s.pages for s in waiting)
         encoding = Encoding.train(_all_vectors(writer, waiting), pages, config)
+        if needs_codebook(config):
+            encoding = encoding.with_page_frequency(_all_vectors(writer, waiting))
         name, folder = save_encoding(writer, encoding)
         writer.commit(Change("codebook", codebook=(name, folder.digest)))
         note("train", 1, 1)
@@ -255,6 +257,8 @@ def retrain(writer: Writer, config: IndexConfig, note: Note) -> None:
     rows = writer.snapshot().segments
     note("train", 0, 1)
     encoding = Encoding.train(_all_vectors(writer, rows), sum(r.pages for r in rows), config)
+    if needs_codebook(config):
+        encoding = encoding.with_page_frequency(_all_vectors(writer, rows))
     name, folder = save_encoding(writer, encoding)
     note("train", 1, 1)
     done, total = 0, sum(r.pages for r in rows)

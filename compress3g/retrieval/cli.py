@@ -1,4 +1,4 @@
-"""`compress3g index`: parses, calls, prints."""
+"""`compress3g index`: parses, calls, prints. What measures is in cli_measure.py."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine.options import options_from, resolve
+from .cli_measure import bench, evaluate
+from .cli_options import (
+    DAMAGED,
+    INDEX,
+    JSON,
+    META,
+    SOURCES,
+    STRICT,
+    THREADS,
+    open_index,
+    use_threads,
+)
 from .config import PRESETS, IndexConfig
-from .search_config import EvalConfig, SearchConfig
+from .search_config import SearchConfig
 
 if TYPE_CHECKING:
     from .build import Added, Note, Outcome
     from .index import Index
 
-_JSON = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON: one object, or one a line."
-)
-_INDEX = click.argument("index", type=click.Path(path_type=Path))
-_SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path())
-_META = click.option(
-    "--meta", multiple=True, metavar="KEY=VALUE", help="Metadata of the documents."
-)
-_STRICT = click.option("--strict", is_flag=True, help="Fail on the first file that cannot be read.")
-_DAMAGED = click.option("--allow-damaged", is_flag=True, help="Leave damaged segments out.")
-_THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all).")
 _SKIPPED = 3  # exit code
 
 
@@ -39,8 +40,12 @@ def app() -> None:
     """Index and search pages of documents by their embeddings (HPC-ColPali and beyond)."""
 
 
+app.add_command(evaluate)
+app.add_command(bench)
+
+
 @app.command()
-@_SOURCES
+@SOURCES
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="Folder of the index; one that was interrupted goes on.")  # fmt: skip
 @click.option("--encoder", default="text", show_default=True,
@@ -48,10 +53,10 @@ def app() -> None:
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="balanced", show_default=True,
               help="Settings to start from; options given here win.")  # fmt: skip
 @options_from(IndexConfig)
-@_META
-@_STRICT
-@_THREADS
-@_JSON
+@META
+@STRICT
+@THREADS
+@JSON
 def build(
     sources: tuple[str, ...],
     output: Path,
@@ -67,19 +72,19 @@ def build(
     """Make an index of SOURCES: files, or folders of files."""
     from .documents import new_index
 
-    _use_threads(threads)
+    use_threads(threads)
     config = resolve(IndexConfig, options, config_file, preset=PRESETS[preset])
     with new_index(output, sources, encoder, config) as index:
         return _add(index, sources, meta, strict, as_json)
 
 
 @app.command()
-@_INDEX
-@_SOURCES
-@_META
-@_STRICT
-@_THREADS
-@_JSON
+@INDEX
+@SOURCES
+@META
+@STRICT
+@THREADS
+@JSON
 def add(
     index: Path,
     sources: tuple[str, ...],
@@ -89,8 +94,8 @@ def add(
     as_json: bool,
 ) -> int:
     """Add SOURCES; unchanged files are left alone, changed ones replaced."""
-    _use_threads(threads)
-    with _open(index) as opened:
+    use_threads(threads)
+    with open_index(index) as opened:
         return _add(opened, sources, meta, strict, as_json)
 
 
@@ -142,13 +147,13 @@ def _progress(as_json: bool) -> Iterator[tuple[Note, Outcome]]:
 
 
 @app.command()
-@_INDEX
+@INDEX
 @click.argument("document", required=False)
 @click.option("--where", help="Condition over metadata instead of a document.")
-@_JSON
+@JSON
 def remove(index: Path, document: str | None, where: str | None, as_json: bool) -> int:
     """Remove a DOCUMENT by its path, or all that a condition selects."""
-    with _open(index) as opened:
+    with open_index(index) as opened:
         name = document
         if document is not None and not any(d.path == document for d in opened.documents()):
             name = os.path.abspath(document)
@@ -158,7 +163,7 @@ def remove(index: Path, document: str | None, where: str | None, as_json: bool) 
 
 
 @app.command()
-@_INDEX
+@INDEX
 @click.argument("query", required=False, default="")
 @options_from(SearchConfig)
 @click.option("--where", help="Condition over metadata, such as \"year >= 2020 and lang = 'en'\".")
@@ -166,9 +171,9 @@ def remove(index: Path, document: str | None, where: str | None, as_json: bool) 
 @click.option(
     "--heatmap", type=click.Path(path_type=Path), help="Folder for a picture of each hit."
 )
-@_DAMAGED
-@_THREADS
-@_JSON
+@DAMAGED
+@THREADS
+@JSON
 def search(
     index: Path,
     query: str,
@@ -184,9 +189,9 @@ def search(
     """Find pages that answer QUERY."""
     from .results import read_query, shown_hits
 
-    _use_threads(threads)
+    use_threads(threads)
     config = resolve(SearchConfig, options, config_file)
-    with _open(index, allow_damaged=allow_damaged) as opened:
+    with open_index(index, allow_damaged=allow_damaged) as opened:
         if vectors is not None:
             hits = opened.search_vectors([read_query(vectors)], where=where, config=config)[0]
         else:
@@ -204,11 +209,11 @@ def search(
 
 
 @app.command()
-@_INDEX
-@_JSON
+@INDEX
+@JSON
 def info(index: Path, as_json: bool) -> int:
     """Say what an index holds."""
-    with _open(index, allow_damaged=True) as opened:
+    with open_index(index, allow_damaged=True) as opened:
         figures = dataclasses.asdict(opened.info())
     if as_json:
         click.echo(json.dumps(figures))
@@ -224,9 +229,9 @@ def info(index: Path, as_json: bool) -> int:
 
 
 @app.command()
-@_INDEX
+@INDEX
 @click.option("--deep", is_flag=True, help="Read every byte and compare checksums.")
-@_JSON
+@JSON
 def verify(index: Path, deep: bool, as_json: bool) -> int:
     """Check an index; exit code 2 when something is wrong."""
     from .catalog import Catalog
@@ -248,11 +253,11 @@ def verify(index: Path, deep: bool, as_json: bool) -> int:
 
 
 @app.command()
-@_INDEX
-@_JSON
+@INDEX
+@JSON
 def compact(index: Path, as_json: bool) -> int:
     """Rewrite the segments as one, without removed pages."""
-    with _open(index) as opened:
+    with open_index(index) as opened:
         done = opened.compact()
     counts = f"{done.segments_before} segments -> {done.segments_after}"
     text = f"{counts}, {done.bytes_freed:,} bytes freed"
@@ -261,13 +266,13 @@ def compact(index: Path, as_json: bool) -> int:
 
 
 @app.command()
-@_INDEX
-@_THREADS
-@_JSON
+@INDEX
+@THREADS
+@JSON
 def retrain(index: Path, threads: int | None, as_json: bool) -> int:
     """Train the codebook again on the pages as they are now. Needs --store."""
-    _use_threads(threads)
-    with _open(index) as opened, _progress(as_json) as (note, _):
+    use_threads(threads)
+    with open_index(index) as opened, _progress(as_json) as (note, _):
         opened.retrain(note=note)
         k = opened.info().centroids
     click.echo(json.dumps({"centroids": k}) if as_json else f"{k:,} centroids")
@@ -275,117 +280,20 @@ def retrain(index: Path, threads: int | None, as_json: bool) -> int:
 
 
 @app.command()
-@_INDEX
+@INDEX
 @click.option("--to", "kind", type=click.Choice(["lancedb", "qdrant"]), required=True)
 @click.option("-o", "--output", required=True, help="Folder, or address of a server.")
 @click.option("--table", default="pages", show_default=True, help="Name of the table.")
-@_JSON
+@JSON
 def export(index: Path, kind: str, output: str, table: str, as_json: bool) -> int:
     """Copy the pages to another store, many vectors per row."""
     from .export import export as copy
 
-    with _open(index) as opened:
+    with open_index(index) as opened:
         pages = copy(opened, kind, output, table)
     about = {"pages": pages, "to": kind, "path": output, "table": table}
     click.echo(json.dumps(about) if as_json else f"{pages:,} pages -> {kind} {output} {table}")
     return 0
-
-
-@app.command(name="eval")
-@_INDEX
-@click.option("--queries", type=click.Path(path_type=Path), required=True,
-              help="JSON lines of id and text, or id, tab, text.")  # fmt: skip
-@click.option("--qrels", type=click.Path(path_type=Path), required=True,
-              help="Relevance: TREC's four columns, or query, document, relevance.")  # fmt: skip
-@options_from(EvalConfig)
-@_THREADS
-@_JSON
-def evaluate(
-    index: Path,
-    queries: Path,
-    qrels: Path,
-    config_file: Path | None,
-    threads: int | None,
-    as_json: bool,
-    **options: Any,
-) -> int:
-    """Compare the index with exact search on judged queries. Needs --store."""
-    from .evaluate import evaluate as compare
-    from .evaluate import missing_signals
-    from .judgments import read_judgments
-
-    _use_threads(threads)
-    config = resolve(EvalConfig, options, config_file)
-    judgments = read_judgments(queries, qrels)
-    with _open(index) as opened:
-        vectors = opened.encoder.encode_queries([judgments.texts[q] for q in judgments.judged])
-        rows = compare(opened, vectors, judgments, config)
-        absent = missing_signals(opened)
-    if as_json:
-        click.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
-        return 0
-    names = list(rows[0].measures)
-    click.echo(f"{'':40}" + "".join(f"{n:>9}" for n in names) + f"{'% exact':>24}{'recall':>8}")
-    for row in rows:
-        line = f"{row.name:40}" + "".join(f"{row.measures[n]:9.4f}" for n in names)
-        if row.ratio is not None and row.interval is not None:
-            low, high = (100 * bound for bound in row.interval)
-            line += f"{100 * row.ratio:8.1f} [{low:5.1f}, {high:5.1f}]{row.recall:8.3f}"
-        click.echo(line)
-    if config.keep and absent:
-        click.echo(f"not compared, for the index does not keep them: {', '.join(absent)}")
-    return 0
-
-
-@app.command()
-@_INDEX
-@click.option("--queries", default=50, show_default=True, type=click.IntRange(1))
-@click.option("--tokens", default=24, show_default=True, type=click.IntRange(1, 1024))
-@click.option("--seed", default=0, show_default=True)
-@options_from(SearchConfig)
-@_THREADS
-@_JSON
-def bench(
-    index: Path,
-    queries: int,
-    tokens: int,
-    seed: int,
-    config_file: Path | None,
-    threads: int | None,
-    as_json: bool,
-    **options: Any,
-) -> int:
-    """Measure bytes per page, time per stage and recall, with queries made of pages."""
-    from .bench import bench as measure
-    from .bench import sample_queries
-
-    _use_threads(threads)
-    config = resolve(SearchConfig, options, config_file)
-    with _open(index) as opened:
-        figures = measure(opened, sample_queries(opened, queries, tokens, seed), config)
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(figures)))
-        return 0
-    click.echo(f"{'pages':24}{figures.pages:,}")
-    click.echo(f"{'bytes a page':24}{figures.bytes_per_page:,.0f}")
-    for name, value in {**figures.milliseconds, "processor": figures.cpu}.items():
-        click.echo(f"{'ms ' + name:24}{value:.3f}")
-    recall = "unknown: built without --store" if figures.recall is None else f"{figures.recall:.3f}"
-    click.echo(f"{'recall of exact':24}{recall}")
-    return 0
-
-
-def _open(path: Path, *, allow_damaged: bool = False) -> Index:
-    from .index import Index
-
-    return Index.open(path, allow_damaged=allow_damaged)
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _shown_path(path: str) -> str:

@@ -34,6 +34,7 @@ class IndexConfig:
     pool: int = _of(1, "Merge the patches of a page to one in so many.")
     keep: float | Literal["auto"] = _of(1.0, "Share of patches to keep by saliency, or auto.")
     saliency: SaliencyName = _of("indegree", "What --keep goes by.")
+    graph: bool = _of(False, "A graph over pages too, for searches of very large collections.")
     patches: bool = _of(True, "Keep a code per patch, for heat maps; else one per distinct code.")
     seed: int = _of(0, "Of everything random.")
 

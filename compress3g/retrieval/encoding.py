@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float16, Float32, Int64
 from .binary import SignCodec, fit_signs
 from .codebook import Codebook, Sampler, sample_size, train_codebook
 from .deduplicate import unique_codes
+from .page_graph import pooled_pages
 from .places import pack_places
 from .residual import ResidualCodec, fit_codec, load_codec
 from .segment import PageRows, Segment
@@ -90,12 +91,16 @@ def originals(store: Array, scale: Array | None) -> Float32[np.ndarray, "m d"]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """Everything that was learned from the corpus. `sign` is the binary mode, if it is on."""
+    """Everything that was learned from the corpus. `sign` is the binary mode, if it is on.
+
+    page_frequency: pages that hold each centroid, where pages are pruned by it.
+    """
 
     config: IndexConfig
     codebook: Codebook
     residual: ResidualCodec
     sign: SignCodec | None
+    page_frequency: Int64[np.ndarray, "k"] | None = None
 
     @classmethod
     def train(
@@ -115,6 +120,13 @@ class Encoding:
         sign = fit_signs(sample, config.seed) if config.binary == "sign" else None
         return cls(config, codebook, residual, sign)
 
+    def with_page_frequency(self, pages: Iterable[Float16[np.ndarray, "_ d"]]) -> Encoding:
+        """The encoding with counts of all pages."""
+        frequency = np.zeros(self.codebook.k, np.int64)
+        for page in pages:
+            frequency[np.unique(self.codebook.assign(page))] += 1
+        return replace(self, page_frequency=frequency)
+
     def encode(self, rows: PageRows) -> PageRows:
         """The rows compressed; the store stays as far as the configuration wants it.
 
@@ -132,7 +144,9 @@ class Encoding:
             vectors["codes"] = codes
             streams["places"] = _places(rows)
         if self.residual.bytes_per_vector:
-            vectors["residual"], vectors["inv_norm"] = self.residual.encode(x, codes)
+            vectors["residual"], inv_norm = self.residual.encode(x, codes)
+            if inv_norm is not None:
+                vectors["inv_norm"] = inv_norm
         if self.sign is not None:
             vectors["bits"], vectors["scale"] = self.sign.encode(x)
         if self.config.store != "none":  # to try other prunings with (evaluate.py)
@@ -142,7 +156,8 @@ class Encoding:
             vectors["store"] = x.astype(np.float16)
         elif self.config.store == "int8":
             vectors["store"], vectors["store_scale"] = _bytes_of(x)
-        return PageRows(rows.page_ids, rows.lengths, vectors, streams)
+        pooled = pooled_pages(x, rows.lengths) if self.config.graph else None
+        return PageRows(rows.page_ids, rows.lengths, vectors, streams, pooled)
 
     def drift(self, x: Float32[np.ndarray, "m d"]) -> float:
         """Mean squared distance from the centroids, as a multiple of what it was in training."""
@@ -153,6 +168,8 @@ class Encoding:
         parts = {"": self.codebook.to_arrays(), "residual.": self.residual.to_arrays()}
         if self.sign is not None:
             parts["sign."] = self.sign.to_arrays()
+        if self.page_frequency is not None:
+            parts[""] = {**parts[""], "page_frequency": self.page_frequency}
         return {prefix + name: a for prefix, part in parts.items() for name, a in part.items()}
 
     @classmethod
@@ -162,7 +179,7 @@ class Encoding:
         residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
         stored = _part(arrays, "sign.")
         sign = SignCodec.from_arrays(stored) if stored else None
-        return cls(config, codebook, residual, sign)
+        return cls(config, codebook, residual, sign, arrays.get("page_frequency"))
 
 
 def _places(rows: PageRows) -> tuple[Array, Int64[np.ndarray, "p"]]:

@@ -7,7 +7,7 @@ interval over queries: with a hundred queries nDCG alone moves by two points fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -82,12 +82,12 @@ def _signals(view: View, config: EvalConfig) -> dict[str, Prune]:
     if not config.keep:
         return {}
     assert view.encoding is not None
-    codebook = view.encoding.codebook
+    encoding = replace(view.encoding, page_frequency=view.page_frequency)
 
     def by(name: str) -> Prune:
         def prune(page: PageVectors) -> PageVectors:
             if name != GIVEN:
-                page = with_saliency(page, cast(SaliencyName, name), config.seed, codebook)
+                page = with_saliency(page, cast(SaliencyName, name), config.seed, encoding)
             return page.take(keep_patches(page, config.keep))
 
         return prune

@@ -95,9 +95,8 @@ class Intake:
         return count, vectors
 
     def _reduced(self, page: PageVectors, where: str) -> PageVectors:
-        codebook = None if self._encoding is None else self._encoding.codebook
         try:
-            return reduced(page, self._config, codebook)
+            return reduced(page, self._config, self._encoding)
         except VectorError as error:
             raise VectorError(f"{where}: {error}") from None
 

@@ -83,22 +83,15 @@ def random_saliency(page: PageVectors, seed: int) -> PageVectors:
 
 def rare_saliency(page: PageVectors, codes: Integer[np.ndarray, "m"],
                   frequency: Int64[np.ndarray, "k"]) -> PageVectors:  # fmt: skip
-    """The page with saliency by rarity: minus how often the corpus uses each vector's centroid.
-
-    frequency: of every centroid, such as the `counts` of a codebook.
-    """
+    """The page with saliency by rarity: minus on how many pages each vector's centroid is."""
     return replace(page, saliency=-np.asarray(frequency)[codes].astype(np.float32))
 
 
 def inverse_page_frequency(
-    unique: Integer[np.ndarray, "u"], pages: int, k: int
+    frequency: Int64[np.ndarray, "k"], pages: int
 ) -> Float32[np.ndarray, "k"]:
-    """log((P + 1) / (pages that hold the centroid + 1)) for every centroid.
-
-    unique: the codes of all pages, each once a page (deduplicate.py).
-    """
-    holding = np.bincount(unique, minlength=k)
-    return np.log((pages + 1) / (holding + 1)).astype(np.float32)
+    """log((P + 1) / (pages that hold the centroid + 1)) for every centroid."""
+    return np.log((pages + 1) / (frequency + 1)).astype(np.float32)
 
 
 def keep_query_tokens(

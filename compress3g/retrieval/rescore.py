@@ -14,8 +14,8 @@ from ..errors import ConfigError
 from ..kernels import hamming, residual_scan
 from .binary import SignCodec
 from .encoding import Encoding
-from .quantizers import Buckets, Pieces
-from .residual import QuantizedResidual
+from .quantizers import Buckets
+from .residual import PiecewiseResidual, QuantizedResidual
 from .segment import PageRows, Segment
 
 _PAGES = 256  # gathered at a time
@@ -78,9 +78,9 @@ def coded_scorer(
     similarity: inner products of the query with the centroids.
     """
     residual = encoding.residual
+    if isinstance(residual, PiecewiseResidual):
+        return _pieces_scorer(similarity, residual, query)
     if isinstance(residual, QuantizedResidual):
-        if isinstance(residual.quantizer, Pieces):
-            return _pieces_scorer(similarity, residual.quantizer.tables(query))
         return _buckets_scorer(similarity, residual.quantizer, query)
     if residual.bytes_per_vector:
         return decoded_scorer(encoding, query)
@@ -90,14 +90,17 @@ def coded_scorer(
 
 
 def _pieces_scorer(
-    similarity: Float32[np.ndarray, "t k"], tables: Float32[np.ndarray, "t m w"]
+    similarity: Float32[np.ndarray, "t k"],
+    residual: PiecewiseResidual,
+    query: Float32[np.ndarray, "t d"],
 ) -> Scorer:
-    words = np.ascontiguousarray(tables, np.float32)
+    """Residuals in pieces."""
+    words = np.ascontiguousarray(residual.quantizer.tables(query))
 
     def score(segment: Segment, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
         arrays = segment.arrays
         return residual_scan.score_pq(
-            similarity, words, arrays["codes"], arrays["residual"], arrays["inv_norm"],
+            similarity, words, arrays["codes"], arrays["residual"], residual.scales,
             segment.offsets, rows,
         ).numpy()  # fmt: skip
 
@@ -134,6 +137,6 @@ def decoded(encoding: Encoding, rows: PageRows) -> Float32[np.ndarray, "m d"]:
     """The vectors of pages from their codes and residuals."""
     codes = rows.vectors["codes"]
     if encoding.residual.bytes_per_vector:
-        kept = rows.vectors["residual"], rows.vectors["inv_norm"]
+        kept = rows.vectors["residual"], rows.vectors.get("inv_norm")
         return encoding.residual.decode(codes, *kept)
     return encoding.codebook.centroids[codes]

@@ -1,21 +1,22 @@
 """What is left of a vector after its centroid, in a few bytes: the second stage of search.
 
     x~ = (c + r~) / |c + r~|        <q, x~> = (<q, c> + <q, r~>) * inv_norm
+    r~ = g s of pieces              <q, x~> = (<q, c> + g <q, s>) * inv_norm
 
 | name | bytes at D = 128 | what is stored |
 |---|---|---|
 | none | 0 | nothing: <q, c> alone, the centroid as it is |
 | res1 res2 res4 | 16 32 64 | r in 1, 2 or 4 bits a dimension, one set of levels (2112.01488) |
-| pq16 pq32 | 16 32 | r in 16 or 32 pieces, each one of 256 |
+| pq16 pq32 | 18 34 | the direction s of r in 16 or 32 pieces, one of 256 each; g; inv_norm |
 | int8 | 132 | the vector itself on a grid of its own, and its step |
 | f16 | 256 | the vector itself in half precision |
 
-On top come two bytes of inv_norm and the code. The query is never rounded.
+On top come two bytes of inv_norm, but for pieces, and the code. The query is never rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, get_args, runtime_checkable
 
@@ -25,11 +26,14 @@ from jaxtyping import Float, Float16, Float32, Int8, Integer, UInt8
 from ..errors import ConfigError, VectorError
 from .codebook import Codebook
 from .config import ResidualName
-from .quantizers import Buckets, Pieces, fit_buckets, fit_pieces
+from .quantizers import GAINS, Buckets, Pieces, fit_buckets, fit_pieces, nearest
 from .vectors import Array
 
-Encoded = tuple[UInt8[np.ndarray, "n b"], Float16[np.ndarray, "n"]]
+Norms = Float16[np.ndarray, "n"] | None  # inverse ones, unless they are among the bytes
+Encoded = tuple[UInt8[np.ndarray, "n b"], Norms]
 
+# 1 / |c + r~| of pieces, in steps of 0.6 %.
+INVERSE_NORMS = np.geomspace(0.6, 3, 256, dtype=np.float32)
 _BLOCK = 1 << 15  # rows at a time
 _SHORTEST = 1e-3  # of c + r~: its inverse has to fit half precision
 
@@ -44,14 +48,14 @@ class ResidualCodec(Protocol):
 
     @property
     def bytes_per_vector(self) -> int:
-        """Columns of `encode`'s bytes; the code and inv_norm come on top."""
+        """Columns of `encode`'s bytes; the code and most often inv_norm come on top."""
 
     def encode(self, x: Float[np.ndarray, "n d"], codes: Integer[np.ndarray, "n"]) -> Encoded:
-        """Bytes [n, B] and inv_norm [n] of unit vectors and their codes."""
+        """Bytes [n, B] and inv_norm [n] or None of unit vectors and their codes."""
 
     def decode(
         self, codes: Integer[np.ndarray, "n"], stored: UInt8[np.ndarray, "n b"],
-        inv_norm: Float16[np.ndarray, "n"],
+        inv_norm: Norms,
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """The vectors x~."""
 
@@ -72,7 +76,7 @@ def fit_codec(
     sample = np.asarray(sample, np.float32)
     r = sample - codebook.centroids[codebook.assign(sample)]
     if name.startswith("pq"):
-        return QuantizedResidual(codebook, name, fit_pieces(r, int(name[2:]), seed))
+        return PiecewiseResidual(codebook, name, fit_pieces(r, int(name[2:]), seed))
     return QuantizedResidual(codebook, name, fit_buckets(r, int(name[3:])))
 
 
@@ -82,7 +86,8 @@ def load_codec(name: str, codebook: Codebook, arrays: Mapping[str, Array]) -> Re
     if whole is not None:
         return whole(codebook)
     if name.startswith("pq"):
-        return QuantizedResidual(codebook, name, Pieces(np.asarray(arrays["words"], np.float32)))
+        pieces = Pieces(*(np.asarray(arrays[n], np.float32) for n in ("words", "rotation")))
+        return PiecewiseResidual(codebook, name, pieces)
     return QuantizedResidual(codebook, name, Buckets(np.asarray(arrays["levels"], np.float32)))
 
 
@@ -115,7 +120,7 @@ class NoResidual:
 
     def decode(
         self, codes: Integer[np.ndarray, "n"], stored: UInt8[np.ndarray, "n 0"],
-        inv_norm: Float16[np.ndarray, "n"],
+        inv_norm: Norms,
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """The centroids."""
         return np.asarray(self.codebook.centroids[codes])
@@ -148,7 +153,7 @@ class HalfVectors:
 
     def decode(
         self, codes: Integer[np.ndarray, "n"], stored: UInt8[np.ndarray, "n b"],
-        inv_norm: Float16[np.ndarray, "n"],
+        inv_norm: Norms,
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """The vectors as they were rounded."""
         return self.vectors(stored).astype(np.float32)
@@ -187,7 +192,7 @@ class ByteVectors:
 
     def decode(
         self, codes: Integer[np.ndarray, "n"], stored: UInt8[np.ndarray, "n b"],
-        inv_norm: Float16[np.ndarray, "n"],
+        inv_norm: Norms,
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """The vectors as they were rounded."""
         grid, step = self.vectors(stored)
@@ -200,15 +205,14 @@ class ByteVectors:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedResidual:
-    """r = x - c in `quantizer`'s bytes, and 1 / |c + r~|, so that no scorer computes it again.
+    """r = x - c in a few bits a dimension, and 1 / |c + r~|, so that no scorer computes it again.
 
-    Scoring by kernels.residual_scan: the similarity Q centroids^T, and from the quantizer either
-    `tables(query)` or `levels`.
+    Scoring by kernels.residual_scan: the similarity Q centroids^T, and the buckets' `levels`.
     """
 
     codebook: Codebook
     name: str
-    quantizer: Buckets | Pieces
+    quantizer: Buckets
 
     @property
     def bytes_per_vector(self) -> int:
@@ -217,31 +221,89 @@ class QuantizedResidual:
 
     def encode(self, x: Float[np.ndarray, "n d"], codes: Integer[np.ndarray, "n"]) -> Encoded:
         """Bytes of r, and inv_norm. Raises VectorError for shapes that do not fit."""
-        if x.shape != (len(codes), self.codebook.dimension):
-            raise VectorError(
-                f"vectors of shape {x.shape} with {len(codes)} codes, "
-                f"the codebook has dimension {self.codebook.dimension}"
-            )
+        _check_shapes(x, codes, self.codebook.dimension)
         stored = np.empty((len(codes), self.bytes_per_vector), np.uint8)
         inv_norm = np.empty(len(codes), np.float16)
-        for start in range(0, len(codes), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            c = self.codebook.centroids[codes[part]]
-            stored[part] = self.quantizer.pack(np.asarray(x[part], np.float32) - c)
-            length = np.linalg.norm(c + self.quantizer.unpack(stored[part]), axis=1)
-            inv_norm[part] = 1 / np.maximum(length, _SHORTEST)
+        for part, c, r in _residuals(x, codes, self.codebook):
+            stored[part] = self.quantizer.pack(r)
+            inv_norm[part] = _inverse_length(c + self.quantizer.unpack(stored[part]))
         return stored, inv_norm
 
     def decode(
         self, codes: Integer[np.ndarray, "n"], stored: UInt8[np.ndarray, "n b"],
-        inv_norm: Float16[np.ndarray, "n"],
+        inv_norm: Norms,
     ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
         """(c + r~) * inv_norm."""
         whole = self.codebook.centroids[codes] + self.quantizer.unpack(stored)
         return np.asarray(whole * np.asarray(inv_norm, np.float32)[:, None])
 
     def to_arrays(self) -> dict[str, Array]:
-        """Levels of buckets, or words of pieces."""
-        if isinstance(self.quantizer, Buckets):
-            return {"levels": self.quantizer.levels}
-        return {"words": self.quantizer.words}
+        """Levels of the buckets."""
+        return {"levels": self.quantizer.levels}
+
+
+@dataclass(frozen=True, eq=False)
+class PiecewiseResidual:
+    """r = x - c as pieces of its direction and a gain, and which of INVERSE_NORMS is 1 / |c + r~|.
+
+    Scoring by kernels.residual_scan: the similarity Q centroids^T, the pieces' `tables(query)`, and
+    `scales`.
+    """
+
+    scales: ClassVar[Float32[np.ndarray, "2 w"]] = np.stack((GAINS, INVERSE_NORMS))
+
+    codebook: Codebook
+    name: str
+    quantizer: Pieces
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Of pieces, gain and norm."""
+        return self.quantizer.bytes + 1
+
+    def encode(self, x: Float[np.ndarray, "n d"], codes: Integer[np.ndarray, "n"]) -> Encoded:
+        """Bytes of r and of the norm. Raises VectorError for shapes that do not fit."""
+        _check_shapes(x, codes, self.codebook.dimension)
+        stored = np.empty((len(codes), self.bytes_per_vector), np.uint8)
+        for part, c, r in _residuals(x, codes, self.codebook):
+            packed = self.quantizer.pack(r)
+            stored[part, :-1] = packed
+            length = _inverse_length(c + self.quantizer.unpack(packed))
+            stored[part, -1] = nearest(INVERSE_NORMS, length)
+        return stored, None
+
+    def decode(
+        self, codes: Integer[np.ndarray, "n"], stored: UInt8[np.ndarray, "n b"],
+        inv_norm: Norms = None,
+    ) -> Float32[np.ndarray, "n d"]:  # fmt: skip
+        """(c + r~) / |c + r~|."""
+        whole = self.codebook.centroids[codes] + self.quantizer.unpack(stored[:, :-1])
+        return np.asarray(whole * INVERSE_NORMS[stored[:, -1:]])
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Words and rotation."""
+        return {"words": self.quantizer.words, "rotation": self.quantizer.rotation}
+
+
+def _check_shapes(
+    x: Float[np.ndarray, "n d"], codes: Integer[np.ndarray, "k"], dimension: int
+) -> None:
+    if x.shape != (len(codes), dimension):
+        raise VectorError(
+            f"vectors of shape {x.shape} with {len(codes)} codes, "
+            f"the codebook has dimension {dimension}"
+        )
+
+
+def _residuals(
+    x: Float[np.ndarray, "n d"], codes: Integer[np.ndarray, "n"], codebook: Codebook
+) -> Iterator[tuple[slice, Float32[np.ndarray, "k d"], Float32[np.ndarray, "k d"]]]:
+    """Rows, their centroids, and what is left of them, block by block."""
+    for start in range(0, len(codes), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        c = codebook.centroids[codes[part]]
+        yield part, c, np.asarray(x[part], np.float32) - c
+
+
+def _inverse_length(x: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n"]:
+    return np.asarray(1 / np.maximum(np.linalg.norm(x, axis=1), _SHORTEST), np.float32)

@@ -1,5 +1,6 @@
 """Search in stages: a scan over codes of all pages, then ever better scores of ever fewer pages.
 
+    stage 0   one vector a page (page_graph.py), in very large collections or when asked   -> n0
     stage 1   sum_t max_j table[code_j, t], 8-bit, all living pages that pass the filter   -> n1
     stage 2   MaxSim of residual or sign codecs, or of the centroids in float              -> n2
     stage 3   MaxSim of the stored originals, where the index keeps them                   -> k
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64, Shaped
@@ -19,6 +20,7 @@ from jaxtyping import Float, Float32, Int32, Int64, Shaped
 from ..errors import ConfigError, DocumentError
 from ..kernels import code_scan
 from .encoding import originals
+from .page_graph import pooled_query
 from .places import unpack_places
 from .prune import keep_query_tokens
 from .rescore import Scorer, coded_scorer, decoded, stored_scorer
@@ -27,6 +29,7 @@ from .vectors import check_vectors
 from .view import View
 
 _BATCH = 16  # queries that share a pass over the codes
+GRAPH_PAGES = 500_000  # from which on --graph auto uses the graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,9 +71,10 @@ def search(
 ) -> list[Ranking]:
     """The best `config.k` pages of each query; all of them when there are fewer.
 
-    queries: unit vectors. allowed: page numbers that pass the filter, None for all. Raises
-    DocumentError for an empty index or query, VectorError for vectors that cannot be used,
-    ConfigError for exact search in an index that keeps no originals.
+    queries: unit vectors. allowed: page numbers that pass the filter, None for all; all that pass
+    are scanned, graph or not. Raises DocumentError for an empty index or query, VectorError for
+    vectors that cannot be used, ConfigError for exact search in an index that keeps no originals
+    and for a graph that is not there.
     """
     encoding = view.encoding
     if encoding is None or len(view) == 0:
@@ -79,6 +83,7 @@ def search(
         _check_query(q, f"query {i}", encoding.codebook.dimension) for i, q in enumerate(queries)
     ]
     positions = _positions(view, allowed)
+    by_graph = allowed is None and _wants_graph(view, config)
     rankings = []
     for start in range(0, len(checked), _BATCH):
         batch = checked[start : start + _BATCH]
@@ -86,6 +91,8 @@ def search(
             batch = [_rare_tokens(view, q, config.query_keep) for q in batch]
         if config.exact:
             rankings += [_exact(view, q, config, positions) for q in batch]
+        elif by_graph:
+            rankings += [_by_graph(view, q, config) for q in batch]
         else:
             rankings += _staged(view, batch, config, positions)
     return rankings
@@ -106,6 +113,24 @@ def _positions(view: View, allowed: Int64[np.ndarray, "n"] | None) -> Int64[np.n
     if allowed is not None:
         return view.positions_of(allowed)
     return None if view.live is None else np.flatnonzero(view.live)
+
+
+def _wants_graph(view: View, config: SearchConfig) -> bool:
+    """Raises ConfigError when a graph is asked for that the index does not have."""
+    assert view.encoding is not None
+    there = view.encoding.config.graph
+    if config.graph == "on" and not there:
+        raise ConfigError("the index has no graph over its pages: build it with --graph")
+    return config.graph == "on" or (config.graph == "auto" and there and len(view) >= GRAPH_PAGES)
+
+
+def _by_graph(view: View, query: Float32[np.ndarray, "t d"], config: SearchConfig) -> Ranking:
+    """The other stages over the pages that the graph finds."""
+    clock = time.perf_counter()
+    positions = view.positions_by_graph(pooled_query(query), config.graph_depth)
+    seconds = time.perf_counter() - clock
+    ranking = _staged(view, [query], config, positions)[0]
+    return replace(ranking, seconds={"graph": seconds, **ranking.seconds})
 
 
 def _staged(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from ..errors import ConfigError
+
+GraphName = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """How a search is done. n1, n2: pages that stages 1 and 2 pass on."""
+    """How a search is done. n0, n1, n2: pages that the graph and stages 1 and 2 pass on."""
 
     k: int = field(default=10, metadata={"help": "Hits to return."})
     n1: int | None = field(
@@ -17,6 +20,13 @@ class SearchConfig:
     )
     n2: int | None = field(
         default=None, metadata={"help": "Pages that stage 2 passes on (default: 4 k, >= 50)."}
+    )
+    graph: GraphName = field(
+        default="auto",
+        metadata={"help": "Scan only pages its graph finds; auto: in an index of half a million."},
+    )
+    n0: int | None = field(
+        default=None, metadata={"help": "Pages that the graph passes on (default: 10 n1)."}
     )
     exact: bool = field(
         default=False, metadata={"help": "Score every page with its stored vectors."}
@@ -28,7 +38,9 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ConfigError(f"--k {self.k} is out of range: at least 1")
-        for name in ("n1", "n2"):
+        if self.graph not in get_args(GraphName):
+            raise ConfigError(f"--graph {self.graph}: choose from {', '.join(get_args(GraphName))}")
+        for name in ("n0", "n1", "n2"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} {value} is out of range: at least 1")
@@ -41,6 +53,12 @@ class SearchConfig:
         n1 = self.n1 or max(10 * self.k, 200)
         n2 = self.n2 or max(4 * self.k, 50)
         return max(n1, self.k), max(min(n2, n1), self.k)
+
+    @property
+    def graph_depth(self) -> int:
+        """n0 as it will be."""
+        n1, _ = self.depths
+        return max(self.n0 or 10 * n1, n1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

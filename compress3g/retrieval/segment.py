@@ -5,10 +5,11 @@
 | page_ids i64 | pages | numbers in the catalog, ascending |
 | offsets i64 | pages + 1 | first vector of each page |
 | unique_offsets i64, unique | pages + 1, codes | the sorted distinct codes of each page |
-| codes, residual u8, inv_norm f16 | vectors | centroid, residual bytes, 1 / length when decoded |
+| codes, residual u8, inv_norm f16 | vectors | centroid, residual bytes, 1 / length (residual.py) |
 | bits u64, scale f16 | vectors | sign bits of the binary mode |
 | store f16, or i8 with store_scale f32 | vectors | the originals, for exact scores |
 | places_offsets i64, places u8 | pages + 1, bytes | where the patches are, packed (places.py) |
+| pooled f16; graph u8 | pages; bytes | a vector a page, and a graph over them (page_graph.py) |
 | grid i16, kind u8, saliency f16 | vectors | the same as numbers, special or not, attention |
 
 A segment that waits for its codebook has `store` and `grid` and no codes.
@@ -23,13 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float16, Int64
 
 from ..errors import FormatError
 from .array_folder import Array, ArrayFolder, ArrayFolderWriter
+from .page_graph import GraphBuilder
 
 _STREAMS = ("unique", "places")  # ragged in their own way, each with offsets
-_PER_PAGE = ("page_ids", "offsets", *(f"{name}_offsets" for name in _STREAMS))
+_PER_PAGE = ("page_ids", "offsets", "pooled", *(f"{name}_offsets" for name in _STREAMS))
+_WHOLE = ("graph",)  # of the segment, not of any page
+_OTHER = (*_PER_PAGE, *_STREAMS, *_WHOLE)  # than a row per vector
 CHUNK = 1 << 17  # vectors copied at a time
 
 
@@ -38,13 +42,14 @@ class PageRows:
     """Consecutive pages on their way into a segment.
 
     page_ids, lengths: i64 [P]. vectors: arrays with a row per vector. streams: values and lengths
-    [P] of what has another number of rows per page.
+    [P] of what has another number of rows per page. pooled: f16 [P, D] for a graph over pages.
     """
 
     page_ids: Int64[np.ndarray, "p"]
     lengths: Int64[np.ndarray, "p"]
     vectors: Mapping[str, Array]
     streams: Mapping[str, tuple[Array, Int64[np.ndarray, "p"]]] = field(default_factory=dict)
+    pooled: Float16[np.ndarray, "p d"] | None = None
 
 
 class SegmentWriter:
@@ -53,6 +58,7 @@ class SegmentWriter:
     def __init__(self, folder: ArrayFolderWriter) -> None:
         self._folder = folder
         self._ends: dict[str, int] = {}
+        self._graph: GraphBuilder | None = None
         self.page_ids: list[int] = []
         self.name = folder.folder.name
 
@@ -71,6 +77,11 @@ class SegmentWriter:
         for name, (values, lengths) in rows.streams.items():
             self._append_offsets(f"{name}_offsets", lengths)
             self._folder.append(name, values)
+        if rows.pooled is not None:
+            self._folder.append("pooled", rows.pooled)
+            if self._graph is None:
+                self._graph = GraphBuilder(rows.pooled.shape[1])
+            self._graph.add(rows.pooled)
 
     def _append_offsets(self, name: str, lengths: Int64[np.ndarray, "p"]) -> None:
         if name not in self._ends:
@@ -81,6 +92,9 @@ class SegmentWriter:
 
     def finish(self, **facts: Any) -> ArrayFolder:
         """The files are on disk; the segment is garbage until a change names it."""
+        if self._graph is not None:
+            for piece in self._graph.pieces(self._folder.folder):
+                self._folder.append("graph", piece)
         return self._folder.finish({"kind": "segment", **facts})
 
     def abandon(self) -> None:
@@ -119,19 +133,15 @@ class Segment:
     def take(self, first: int, last: int) -> PageRows:
         """Pages first ... last - 1."""
         a, b = int(self.offsets[first]), int(self.offsets[last])
-        per_vector = {
-            name: array[a:b]
-            for name, array in self.arrays.items()
-            if name not in _PER_PAGE and name not in _STREAMS
-        }
+        per_vector = {name: array[a:b] for name, array in self.arrays.items() if name not in _OTHER}
         streams = {}
         for name in _STREAMS:
             if name in self.arrays:
                 bounds = self.arrays[f"{name}_offsets"][first : last + 1]
                 streams[name] = self.arrays[name][bounds[0] : bounds[-1]], np.diff(bounds)
-        return PageRows(
-            self.page_ids[first:last], np.diff(self.offsets[first : last + 1]), per_vector, streams
-        )
+        pooled = self.arrays["pooled"][first:last] if "pooled" in self.arrays else None
+        lengths = np.diff(self.offsets[first : last + 1])
+        return PageRows(self.page_ids[first:last], lengths, per_vector, streams, pooled)
 
     def chunks(self, first: int, last: int) -> Iterator[PageRows]:
         """Pages first ... last - 1 in pieces of about CHUNK vectors.
@@ -156,6 +166,8 @@ class Segment:
         for name in _STREAMS:
             if name in self.arrays:
                 yield from self._problems_of_offsets(f"{name}_offsets", len(self.arrays[name]))
+        if "pooled" in self.arrays and len(self.arrays["pooled"]) != len(ids):
+            yield f"{path}/pooled.f16: {len(self.arrays['pooled'])} rows for {len(ids)} pages"
         for name in ("codes", "unique"):
             codes = self.arrays.get(name)
             if codes is None or centroids is None or not len(codes):
@@ -180,7 +192,7 @@ class Segment:
             )
 
     def _vector_rows(self) -> int:
-        names = [n for n in self.arrays if n not in _PER_PAGE and n not in _STREAMS]
+        names = [n for n in self.arrays if n not in _OTHER]
         return len(self.arrays[names[0]]) if names else int(self.offsets[-1])
 
     def _page_of(self, name: str, row: int) -> int:
@@ -193,7 +205,9 @@ class Segment:
             header = self.folder.headers[name]
             width = max(header.bytes // max(header.shape[0], 1), 1)
             rows = (first // width, -(-last // width))
-            if name in _PER_PAGE:
+            if name in _WHOLE:
+                pages = (0, len(self))
+            elif name in _PER_PAGE:
                 pages = (rows[0], min(rows[1], len(self)))
             else:
                 pages = (self._page_of(name, rows[0]), self._page_of(name, rows[1] - 1) + 1)

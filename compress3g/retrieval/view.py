@@ -16,6 +16,7 @@ from .array_folder import ArrayFolder
 from .catalog import Catalog, Snapshot
 from .config import IndexConfig
 from .encoding import Encoding
+from .page_graph import PageGraph
 from .prune import inverse_page_frequency
 from .segment import Segment
 
@@ -44,17 +45,49 @@ class View:
         return len(self.page_ids) if self.live is None else int(self.live.sum())
 
     @cached_property
+    def page_frequency(self) -> Int64[np.ndarray, "k"]:
+        """Pages that hold each centroid, deleted ones included."""
+        assert self.encoding is not None
+        k = self.encoding.codebook.k
+        return sum(
+            (np.bincount(s.arrays["unique"], minlength=k) for s in self.segments),
+            start=np.zeros(k, np.int64),
+        )
+
+    @cached_property
     def inverse_page_frequency(self) -> Float32[np.ndarray, "k"]:
         """log of all pages over the pages that hold a centroid, deleted ones included."""
-        assert self.encoding is not None
-        unique = np.concatenate([s.arrays["unique"] for s in self.segments])
-        return inverse_page_frequency(unique, len(self.page_ids), self.encoding.codebook.k)
+        return inverse_page_frequency(self.page_frequency, len(self.page_ids))
 
     def positions_of(self, page_ids: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "k"]:
         """Ascending positions of the living pages among `page_ids`."""
         found = [s.rows_of(page_ids) + a for s, a in zip(self.segments, self.starts, strict=False)]
         positions = np.concatenate(found) if found else np.zeros(0, np.int64)
         return positions if self.live is None else positions[self.live[positions]]
+
+    @cached_property
+    def _graphs(self) -> list[PageGraph]:
+        return [PageGraph(segment) for segment in self.segments]
+
+    def positions_by_graph(self, query: Float32[np.ndarray, "d"], n: int) -> Int64[np.ndarray, "k"]:
+        """Ascending positions of the n living pages whose vector has the largest inner product.
+
+        query: one vector. As far as the graphs find them: they are asked for as many more pages as
+        are deleted, at most n. Raises FormatError for a damaged graph.
+        """
+        dead = 0 if self.live is None else len(self.page_ids) - len(self)
+        found, similarities = [], []
+        for graph, start in zip(self._graphs, self.starts, strict=False):
+            rows, similarity = graph.nearest(query, n + min(dead, n))
+            found.append(rows + start)
+            similarities.append(similarity)
+        positions, similarity = np.concatenate(found), np.concatenate(similarities)
+        if self.live is not None:
+            alive = self.live[positions]
+            positions, similarity = positions[alive], similarity[alive]
+        if n < len(positions):
+            positions = positions[np.argpartition(-similarity, n - 1)[:n]]
+        return np.sort(positions)
 
     def split(
         self, positions: Int64[np.ndarray, "n"]

@@ -71,6 +71,21 @@ def test_pages_of_rising_and_of_mixed_codes_share_a_large_table(running, body, r
             scan(table, codes, offsets)
 
 
+@pytest.mark.parametrize("rows", [300, 65535])
+def test_a_code_beyond_the_table_is_found_wherever_it_stands(running, body, rows):
+    table = _table(rows, 3)
+    with running("code_scan", body):
+        for n in (1, 3, 4, 31, 32, 33, 64, 75):
+            for at in range(n):
+                codes = np.full(n + 1, rows - 1, np.uint16)  # what follows is the next page's
+                codes[n] = 0
+                offsets = np.array([0, n, n + 1])
+                assert scan(table, codes, offsets).tolist() == _brute(table, codes, offsets)
+                codes[at] = rows
+                with pytest.raises(ConfigError, match=f"code {rows} in a table of {rows} rows"):
+                    scan(table, codes, offsets)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     widths=st.lists(st.sampled_from([1, 8, 9, 24, 32, 33, 190, 200, 300, 1024]), max_size=9),

@@ -173,8 +173,8 @@ def pages(n):
             residual_scan.score_buckets(
                 query, similarity, own[0], packed, levels, norm, offsets, some, bits=bits
             )
-        words = torch.randn(tokens, packed.shape[1], 256)
-        residual_scan.score_pq(similarity, words, own[0], packed, norm, offsets, some)
+        words, scales = torch.randn(tokens, packed.shape[1] - 2, 256), torch.rand(2, 256)
+        residual_scan.score_pq(similarity, words, own[0], packed, scales, offsets, some)
         odd, whole = torch.randn(total, dims - 3).half(), torch.ones(total, dims - 3).char()
         short = query[:, : dims - 3].contiguous()
         residual_scan.score_float(short, odd, offsets, some)

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 
 from compress3g.errors import Compress3GError
-from compress3g.retrieval import catalog
+from compress3g.retrieval import catalog, page_graph
 from compress3g.retrieval.config import IndexConfig
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.vectors import PageVectors
 
 DIMENSION = 16
+page_graph.FEWEST = 2  # pages: the segments here are small, and shall have graphs too
 
 
 def vectors(name: str, version: int) -> list[np.ndarray]:
@@ -226,9 +227,8 @@ def prepared(path: Path) -> dict[str, int]:
     """A small index with a codebook, two segments and a deleted document."""
 
     def work() -> int:
-        with Index.create(
-            path, dimension=DIMENSION, config=IndexConfig(k=32, residual="none", store="f16")
-        ) as index:
+        config = IndexConfig(k=32, residual="none", store="f16", graph=True)
+        with Index.create(path, dimension=DIMENSION, config=config) as index:
             for name in ("document 1", "document 2", "document 3", "document 4"):
                 perform(index, ("add", name, 1))
             perform(index, ("remove", "document 3", 0))

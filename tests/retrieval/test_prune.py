@@ -99,7 +99,7 @@ def test_rare_centroids_are_salient():
 def test_query_tokens_of_rare_centroids_stay_and_never_fewer_than_four(tokens, keep, seed):
     random = np.random.default_rng(seed)
     unique, pages, k = random.integers(0, 9, 40), 50, 9
-    frequency = inverse_page_frequency(unique, pages, k)
+    frequency = inverse_page_frequency(np.bincount(unique, minlength=k), pages)
     codes = random.integers(0, k, tokens)
     rows = keep_query_tokens(codes, frequency, keep)
     count = min(tokens, max(4, math.ceil(round(keep * tokens, 9))))

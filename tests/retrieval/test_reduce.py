@@ -40,7 +40,12 @@ def by_hand(saliency, seed, codebook):
         scores = draw.random(len(page), np.float32)
     elif saliency == "rare":
         directions = codebook.centroids / np.linalg.norm(codebook.centroids, axis=1)[:, None]
-        scores = -codebook.counts[(page.vectors.astype(np.float32) @ directions.T).argmax(1)]
+
+        def nearest(page):
+            return (page.vectors.astype(np.float32) @ directions.T).argmax(1)
+
+        holding = [set(nearest(make_page(s)).tolist()) for s in (*FIRST["a"], *FIRST["b"])]
+        scores = np.array([-sum(code in held for held in holding) for code in nearest(page)])
     else:
         scores = page.saliency
     return page.vectors[best(scores, 12)]

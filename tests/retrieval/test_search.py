@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -138,9 +139,9 @@ class Words:
 
     def encode_queries(self, queries):
         return [
-            np.stack([make_page(hash(w) % 97, vectors=1).vectors[0] for w in q.split()]).astype(
-                np.float32
-            )
+            np.stack(
+                [make_page(crc32(w.encode()), vectors=1).vectors[0] for w in q.split()]
+            ).astype(np.float32)
             for q in queries
         ]
 

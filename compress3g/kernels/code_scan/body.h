@@ -104,11 +104,18 @@ INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, 
         RAISE_NARROW(row, set)                                                                     \
     }
 #endif
+/* With the rows of the codes in eight bytes. */
+#define RAISE_WORD(from)                                                                           \
+    {                                                                                              \
+        u64 word;                                                                                  \
+        memcpy(&word, from, 8);                                                                    \
+        _Pragma("GCC unroll 8") for (int s = 0; s < (wide ? 4 : 8); s++)                           \
+            RAISE(table + (i64)(word >> s * (wide ? 16 : 8) & (wide ? 0xffff : 0xff)) * pitch,     \
+                  s & 1)                                                                           \
+    }
 INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, int wide, i64 n,
                                  const int blocks, i64 *sums)
 {
-    const int step = wide ? 4 : 8, bits = wide ? 16 : 8;
-    const u64 mask = wide ? 0xffff : 0xff;
     __m256i narrow[2][8];
     for (int b = 0; b < 8; b++) narrow[0][b] = narrow[1][b] = _mm256_setzero_si256();
 #if VECTOR == 16
@@ -116,14 +123,11 @@ INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, 
     for (int b = 0; b < 4; b++) broad[b] = _mm512_setzero_si512();
 #endif
     const u8 *next = codes, *end = next + (n << wide), *last_word = end - 8;
-    for (; next <= last_word; next += 8) {
-        u64 word;
-        memcpy(&word, next, 8);
-#pragma GCC unroll 8
-        for (int s = 0; s < step; s++)
-            RAISE(table + (i64)(word >> (s * bits) & mask) * pitch, s & 1)
-    }
-    for (; next < end; next += 1 << wide) RAISE(table + code_at(next, wide, 0) * pitch, 0)
+    for (; next <= last_word; next += 8) RAISE_WORD(next)
+    /* A maximum may be taken twice: what is left is part of the last whole word. */
+    if (next < end && end - (const u8 *)codes >= 8) RAISE_WORD(last_word)
+    else
+        for (; next < end; next += 1 << wide) RAISE(table + code_at(next, wide, 0) * pitch, 0)
 #if VECTOR == 16
 #pragma GCC unroll 4
     for (int b = 0; b < WIDES; b++)
@@ -139,6 +143,7 @@ INLINE TARGET void NAME(largest)(const u8 *table, i64 pitch, const void *codes, 
 #undef WIDES
 #undef NARROWS
 #undef RAISE
+#undef RAISE_WORD
 #undef RAISE_NARROW
 #endif
 
@@ -171,11 +176,27 @@ static __attribute__((noinline)) TARGET void NAME(eights)(const u8 *table, i64 p
     }
 }
 
+/* As codes_fit. A page has so few different codes that a loop over single ones at its end is felt. */
+INLINE TARGET int NAME(fit)(const Pages *pages, i64 first, i64 n)
+{
+#if VECTOR == 16
+    if (pages->wide && pages->rows < 65536) {
+        const u16 *codes = (const u16 *)pages->codes + first;
+        __m512i most = _mm512_maskz_loadu_epi16(n < 32 ? ((u32)1 << n) - 1 : ~(u32)0, codes);
+        for (i64 j = 32; j + 32 <= n; j += 32)
+            most = _mm512_max_epu16(most, _mm512_loadu_si512(codes + j));
+        if (n > 32) most = _mm512_max_epu16(most, _mm512_loadu_si512(codes + n - 32));
+        return !_mm512_cmpge_epu16_mask(most, _mm512_set1_epi16((short)pages->rows));
+    }
+#endif
+    return codes_fit(pages, first, n);
+}
+
 /* Codes of result i; 0 when its page is refused. */
 INLINE TARGET int NAME(codes_of)(const Pages *pages, i64 i, List *list)
 {
     i64 first;
-    if (!page_span(pages, i, &first, &list->n) || !codes_fit(pages, first, list->n)) return 0;
+    if (!page_span(pages, i, &first, &list->n) || !NAME(fit)(pages, first, list->n)) return 0;
     list->codes = (const u8 *)pages->codes + (first << pages->wide);
     list->wide = (int)pages->wide;
     return 1;

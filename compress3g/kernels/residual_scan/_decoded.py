@@ -22,14 +22,19 @@ _NIBBLE_LEVEL, _NIBBLE_QUERY = 2047, 4095
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """<q_t, r_j> = step sum_b table[b, stream[j, b], t]."""
+    """<q_t, r_j> = step sum_b table[b, stream[j, b], t].
+
+    With scales the last two bytes of a vector are numbers of its gain, by which <q_t, r_j> is
+    multiplied, and of its factor.
+    """
 
     base: Float[Tensor, "k padded"] | None
     table: Int16[Tensor, "b 256 pitch"]
     step: float
-    stream: UInt8[Tensor, "v b"]
+    stream: UInt8[Tensor, "v bytes"]
     factor: Factor
     tokens: int
+    scales: Float[Tensor, "2 256"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,15 @@ def _integers(values: Tensor, largest: int) -> tuple[Tensor, float]:
 
 
 def rows(
-    base: Tensor | None, entries: Float[Tensor, "b 256 t"], stream: Tensor, factor: Factor
+    base: Tensor | None,
+    entries: Float[Tensor, "b 256 t"],
+    stream: Tensor,
+    factor: Factor,
+    scales: Float[Tensor, "2 256"] | None = None,
 ) -> Rows:
     """Operand of byte tables."""
     table, step = _integers(entries, 32767)
-    return Rows(base, pad(table, 32), step, stream, factor, entries.shape[-1])
+    return Rows(base, pad(table, 32), step, stream, factor, entries.shape[-1], scales)
 
 
 def pairs(

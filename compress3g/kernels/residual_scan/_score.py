@@ -22,20 +22,21 @@ def score_pq(
     tables: Array,
     codes: Array,
     residual: Array,
-    inv_norm: Array,
+    scales: Array,
     offsets: Array,
     pages: Array | None = None,
 ) -> Float[Tensor, "n"]:
-    """Scores of vectors c_code + r with r in a product quantiser, renormalised by `inv_norm`.
+    """Scores of vectors f (c_code + g r) with r in a product quantiser, g and f among 256 each.
 
     similarity: query to centroids, f32 [T, K]; tables: query to the 256 words of each of m
-    sub-quantisers, f32 [T, m, 256]; codes u8 or u16 [N]; residual u8 [N, m]; inv_norm f16 [N];
-    page p owns the vectors offsets[p] .. offsets[p+1]-1; scores come in the order of `pages`, and
-    are -inf for pages without vectors.
+    sub-quantisers, f32 [T, m, 256]; codes u8 or u16 [N]; residual u8 [N, m + 2], the words of r,
+    then the numbers of g and f; scales f32 [2, 256], all g and all f; page p owns the vectors
+    offsets[p] .. offsets[p+1]-1; scores come in the order of `pages`, and are -inf for pages
+    without vectors.
     Raises ConfigError on values that are not finite, and on shapes, dtypes, codes, offsets or page
     numbers that do not fit.
     """
-    return _score(*_pq(similarity, tables, codes, residual, inv_norm, offsets, pages))
+    return _score(*_pq(similarity, tables, codes, residual, scales, offsets, pages))
 
 
 def similarities_pq(
@@ -43,14 +44,14 @@ def similarities_pq(
     tables: Array,
     codes: Array,
     residual: Array,
-    inv_norm: Array,
+    scales: Array,
     offsets: Array,
     *,
     page: int,
 ) -> Float[Tensor, "t m"]:
     """Similarities of one page behind `score_pq`; `.max(-1)` gives each token's best vector."""
     only = _only(page, offsets)
-    return _similarities(*_pq(similarity, tables, codes, residual, inv_norm, offsets, only))
+    return _similarities(*_pq(similarity, tables, codes, residual, scales, offsets, only))
 
 
 def score_buckets(
@@ -68,7 +69,8 @@ def score_buckets(
     """Scores of vectors c_code + r with r in 1, 2 or 4 bits per dimension.
 
     query f32 [T, D]; packed u8 [N, D bits / 8], dimensions from the lowest bit on; levels f32
-    [2^bits], the values of the buckets; all else, and the errors, as in `score_pq`.
+    [2^bits], the values of the buckets; inv_norm f16 [N], by which vectors are multiplied; all
+    else, and the errors, as in `score_pq`.
     """
     return _score(
         *_buckets(query, similarity, codes, packed, levels, inv_norm, offsets, pages, bits)
@@ -173,20 +175,21 @@ def _pq(
     tables: Array,
     codes: Array,
     residual: Array,
-    inv_norm: Array,
+    scales: Array,
     offsets: Array,
     pages: Array | None,
 ) -> tuple[Rows, Pages]:
     words = finite(tables, "tables", 3)
     tokens = tokens_of(words, "tables")
     stream = as_tensor(residual, "residual", (torch.uint8,), 2)
-    same("tables", tuple(words.shape), (tokens, stream.shape[1], 256), "the bytes of `residual`")
-    factor = as_tensor(inv_norm, "inv_norm", _F16, 1)
-    same("inv_norm", tuple(factor.shape), (len(stream),), f"{len(stream)} residuals")
+    m = stream.shape[1] - 2
+    same("tables", tuple(words.shape), (tokens, m, 256), "the bytes of `residual` but the last two")
+    scale = finite(scales, "scales", 2)
+    same("scales", tuple(scale.shape), (2, 256), "gains and factors")
     base = _base(similarity, tokens)
     own = Pages.of(offsets, pages, codes=codes, vectors=len(stream), rows=len(base))
-    placed(own, base, words, stream, factor)
-    return rows(base, words.permute(1, 2, 0), stream, factor), own
+    placed(own, base, words, stream, scale)
+    return rows(base, words.permute(1, 2, 0), stream, None, scale), own
 
 
 def _buckets(

@@ -1,4 +1,4 @@
-/* Scores sum_t max_j factor_j (base[code_j][t] + <q_t, r_j>) of candidate pages, r_j decoded.
+/* Scores sum_t max_j factor_j (base[code_j][t] + gain_j <q_t, r_j>) of candidate pages, r_j decoded.
  *
  * Three ways to <q_t, r_j>, each for up to 32 tokens t at once, which stand in the lanes:
  * "rows": one row of a table per byte of r_j, where a byte stands for several dimensions. Rows of
@@ -27,6 +27,8 @@ typedef struct {
     const u8 *stream;       /* [vectors][bytes] */
     const u16 *half_factor; /* [vectors] as float16, or null */
     const float *factor;    /* [vectors], or null */
+    const float *scales;    /* ROWS: [2][256] gains and factors, which the last two bytes of a vector
+                             * number; or null, and gains are 1 */
     float *all;             /* similarities [n][tokens] of a single page, or null */
     i64 tokens, padded;     /* padded to a multiple of 8 */
     i64 bytes, dims;        /* of one vector */
@@ -53,6 +55,8 @@ INLINE float half_to_float(u16 half)
 
 INLINE float factor_of(const Decoded *decoded, i64 vector)
 {
+    if (decoded->scales)
+        return decoded->scales[256 + decoded->stream[(vector + 1) * decoded->bytes - 1]];
     if (decoded->half_factor) return half_to_float(decoded->half_factor[vector]);
     return decoded->factor ? decoded->factor[vector] : 1.0f;
 }
@@ -239,12 +243,12 @@ INLINE TARGET void NAME(add_pair)(NAME(Sums) *sums, const i16 *pair, const i16 *
 INLINE TARGET void NAME(rows)(const Decoded *decoded, const u8 *const *vectors, const int count,
                               i64 token, NAME(Block) *blocks, const int units)
 {
-    const i64 pitch = decoded->pitch;
+    const i64 pitch = decoded->pitch, bytes = decoded->bytes - (decoded->scales ? 2 : 0);
     const i16 *table = (const i16 *)decoded->table + token;
     NAME(Sums) sums[MOST_VECTORS];
     for (int v = 0; v < count; v++) NAME(clear)(sums + v, units);
     i64 b = 0;
-    for (; b + 8 <= decoded->bytes; b += 8) {
+    for (; b + 8 <= bytes; b += 8) {
         u64 word[MOST_VECTORS];
         for (int v = 0; v < count; v++) memcpy(word + v, vectors[v] + b, 8);
 #pragma GCC unroll 8
@@ -255,9 +259,12 @@ INLINE TARGET void NAME(rows)(const Decoded *decoded, const u8 *const *vectors, 
                 word[v] >>= 8;
             }
     }
-    for (; b < decoded->bytes; b++, table += 256 * pitch)
+    for (; b < bytes; b++, table += 256 * pitch)
         for (int v = 0; v < count; v++) NAME(add_row)(sums + v, table + vectors[v][b] * pitch, units);
-    for (int v = 0; v < count; v++) NAME(add_sums)(blocks + v, decoded->step, sums + v, units);
+    for (int v = 0; v < count; v++) {
+        const float gain = decoded->scales ? decoded->scales[vectors[v][bytes]] : 1.0f;
+        NAME(add_sums)(blocks + v, decoded->step * gain, sums + v, units);
+    }
 }
 
 /* Dimensions d .. d + n - 1 of one vector as integers, and a zero after an odd n. */

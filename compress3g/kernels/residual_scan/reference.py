@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from .._pages import Pages
-from ._decoded import Decoded, Pairs, Products
+from ._decoded import Decoded, Pairs, Products, Rows
 
 _CHUNK = 1 << 22  # values held at once
 
@@ -32,7 +32,11 @@ def _inner(decoded: Decoded, vector: Int[Tensor, "n"]) -> Float[Tensor, "n t"]:
     total = stream.new_zeros(len(vector), tokens, dtype=torch.int32)
     for b, table in enumerate(decoded.table[..., :tokens]):
         total += table[stream[:, b].to(torch.int64)]
-    return total.float() * decoded.step
+    if decoded.scales is None:
+        return total.float() * decoded.step
+    return (
+        total.float() * (decoded.step * decoded.scales[0, stream[:, -2].to(torch.int64)])[:, None]
+    )
 
 
 def _blocks(decoded: Decoded, pages: Pages) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -44,6 +48,8 @@ def _blocks(decoded: Decoded, pages: Pages) -> Iterator[tuple[slice, Tensor, Ten
         if decoded.base is not None:
             assert pages.codes is not None
             similarity += decoded.base[pages.codes[vector].to(torch.int64), : decoded.tokens]
+        if isinstance(decoded, Rows) and decoded.scales is not None:
+            similarity *= decoded.scales[1, decoded.stream[vector, -1].to(torch.int64)][:, None]
         if decoded.factor is not None:
             similarity *= decoded.factor[vector].float()[:, None]
         yield place, owner, similarity
