@@ -141,6 +141,10 @@ def learn(
         f"{len(learned.history)} updates: latent error {last['loss']:.4f} with "
         f"{last['open']:.1%} of what can go left (wanted {last['target']:.1%})"
     )
+    if learned.missed > 0.05 and config.reg == "l0":
+        click.echo(
+            "the budget was not reached: give more --updates, or larger --rho and --dual-rate"
+        )
     if learned.stopped:
         click.echo(f"stopped: {learned.stopped}")
     click.echo(f"masks  {masks}")

@@ -48,8 +48,10 @@ class EcoDiffConfig:
         "l0", "Exact expected cost under a budget, or the paper's beta |logits|."
     )
     beta: float = _of(0.5, "Weight of --reg l1; paper 0.01 to 1.")
-    rho: float = _of(0.1, "Penalty weight of the budget, to a relative error; small is gentle.")
-    dual_rate: float = _of(0.03, "Step of dual ascent on the budget's multiplier.")
+    rho: float = _of(1.0, "Penalty weight of the budget, to a relative error; small is gentle.")
+    dual_rate: float = _of(
+        0.1, "Step of dual ascent on the budget's multiplier; some 10 / updates reaches it."
+    )
     anneal: float = _of(0.5, "Share of the updates over which the budget shrinks to its target.")
     learning_rate: float = _of(0.1, "Of Adam, constant; paper 0.1 to 0.5.")
     init: float = _of(1.0, "Logits at the start; paper 2.5 to 4, with --reg l1.")

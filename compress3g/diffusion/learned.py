@@ -37,6 +37,15 @@ class Learned:
     digest: str
     stopped: str = ""
 
+    @property
+    def missed(self) -> float:
+        """How much more of the prunable cost was still open at the end than the budget allows.
+
+        Such logits rank units of a model that was never as small as it was to be.
+        """
+        last = self.history[-1] if self.history else {"open": 0.0, "target": 0.0}
+        return max(0.0, last["open"] - last["target"])
+
     def scores(self) -> Gates:
         """The logits, for `core.select`."""
         return self.logits

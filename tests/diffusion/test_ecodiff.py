@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,22 @@ def test_useless_units_are_found_and_the_budget_reached():
     prunable = sum(u.cost["params"] * u.size for u in units)
     whole = sum(p.numel() for p in pipe.transformer.parameters())
     assert last["target"] == pytest.approx(1 - 0.03 * whole / prunable)
+
+
+def test_the_budget_is_reached_by_default_in_as_many_updates_as_logits_need():
+    """With half of all that can go: gentler multipliers stay far above it."""
+    pipe = pipeline("DiT")
+    units = price(pipe.transformer, units_of(pipe.transformer))
+    prunable = sum(u.cost["params"] * u.size for u in units)
+    half = 0.5 * prunable / sum(p.numel() for p in pipe.transformer.parameters())
+    how = {"target": half, "steps": 2, "updates": 40, "accumulate": 1, "batch": 2}
+    # Logits start at 1 and are to fall by some 3: 40 updates of 0.2.
+    config = EcoDiffConfig(**how, learning_rate=0.2)
+    learned = learn_masks(pipe, [0, 1, 5], config)
+    assert learned.history[-1]["target"] == pytest.approx(0.5)
+    assert learned.missed < 0.05
+    gentle = learn_masks(pipe, [0, 1, 5], replace(config, rho=0.1, dual_rate=0.03))
+    assert gentle.missed > 0.2
 
 
 def reference(learning, loss):
