@@ -1,11 +1,16 @@
-"""torch-pruning's pruner on a BERT and on a Llama with grouped queries, at a given budget."""
+"""torch-pruning's pruner on a BERT, a Llama with grouped queries and a U-Net, at a given budget."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+
+from compress3g.diffusion import units_of
+from compress3g.errors import CutError
 
 Backward = Callable[[Any], object]
 
@@ -106,3 +111,71 @@ def cut_llama(
             attention.q_proj.out_features // attention.k_proj.out_features
         )
     return model
+
+
+def cut_unet(
+    unet: Any, call: Any, gone: float, backward: Backward | None = None, *, inner: bool = False
+) -> Any:
+    """A U-Net of diffusers without the share `gone` of its parameters, or as little more as it can.
+
+    One ratio for all layers, searched for by halving. inner: the residual stream stays whole, as
+    ours does; without it, its widths go with the rest. call: one of the denoiser's, to trace.
+    """
+    if backward is not None:
+        backward(unet)
+    size = sum(p.numel() for p in unet.parameters())
+    low, high, best = 0.0, 0.95, None
+    for _ in range(10):
+        middle = (low + high) / 2
+        small = _shrunk(unet, call, middle, taylor=backward is not None, inner=inner)
+        if sum(p.numel() for p in small.parameters()) <= (1 - gone) * size:
+            high, best = middle, small
+        else:
+            low = middle
+    if best is None:
+        raise CutError(f"torch-pruning does not get {gone:.0%} out of this U-Net")
+    return best
+
+
+def _shrunk(unet: Any, call: Any, share: float, *, taylor: bool, inner: bool) -> Any:
+    import torch_pruning as tp
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.upsampling import Upsample2D
+
+    small = copy.deepcopy(unet).requires_grad_(True)
+    for p, old in zip(small.parameters(), unet.parameters(), strict=True):
+        p.grad = None if old.grad is None else old.grad.clone()
+    layers = {n: m for n, m in small.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    if inner:
+        cut = {c.module for u in units_of(small) for c in u.writes}
+        ignored = [m for n, m in layers.items() if n not in cut]
+    else:
+        # Read by code that knows their widths.
+        fixed = ("add_embedding", "time_embedding", "conv_out")
+        ignored = [m for n, m in layers.items() if n.startswith(fixed)]
+    attentions = [m for m in small.modules() if isinstance(m, Attention)]
+    words = call.kwargs["encoder_hidden_states"][:1]
+    importance = tp.importance
+    pruner = tp.pruner.BasePruner(
+        small,
+        {"sample": call.args[0][:1], "timestep": torch.ones(1), "encoder_hidden_states": words},
+        importance=importance.GroupTaylorImportance()
+        if taylor
+        else importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=share,
+        num_heads={p: m.heads for m in attentions for p in (m.to_q, m.to_k, m.to_v)},
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=share,
+        ignored_layers=ignored,
+        root_module_types=[nn.Conv2d, nn.Linear],
+        output_transform=lambda out: out.sample.sum(),
+    )
+    pruner.step()
+    for m in attentions:
+        m.heads, m.inner_dim = pruner.num_heads[m.to_q], m.to_q.out_features
+    for m in small.modules():
+        if isinstance(m, (Downsample2D, Upsample2D)):
+            m.channels = m.conv.in_channels
+    return small.requires_grad_(False)

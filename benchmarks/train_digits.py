@@ -41,6 +41,8 @@ from _report import goal, parser, report
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compress3g.diffusion.sheet import write_sheet
+
 MEAN, SCALE = 0.12, 0.3  # of pixels in [0, 1]: what the latents are centred and scaled by
 SHARES = {1: 0.2, 2: 0.3, 4: 0.5}  # of a batch, by number of objects
 FIRST_SHARES = {1: 0.5, 2: 0.25, 4: 0.25}  # in the first fifth of the time: words before places
@@ -328,6 +330,16 @@ def measure(
     return rows
 
 
+def samples(pipe: Any, path: Path, *, guidance: float) -> None:
+    """A PNG of twelve held-out scenes of every number of objects."""
+    noise = np.random.default_rng(0)
+    rows = []
+    for objects in SHARES:
+        captions = [s.caption for s in scenes(objects, 12, noise, held_out=True)]
+        rows.append(sample(pipe, captions, steps=16, guidance=guidance, seed=0))
+    write_sheet(path, rows)
+
+
 def export(pipe: Any, classifier: Classifier, folder: Path) -> None:
     """The pipeline, its U-Net in half precision, and the classifier beside it; README.md stays."""
     for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
@@ -372,6 +384,7 @@ def main() -> None:
     trained = train(pipe, options)
     if options.out is not None:
         export(pipe, classifier, options.out)
+        samples(pipe, options.out / "samples.png", guidance=options.guidance)
     rows = measure(pipe, classifier, 8 if options.quick else 500, guidance=options.guidance)
     for name, value in {**rows, "classifier on held-out scans": judged, **trained}.items():
         print(f"{name:32}{value:10.4f}")

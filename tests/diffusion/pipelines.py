@@ -11,6 +11,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from ..core.architectures import ARCHITECTURES
+
 _WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "red", "blue", "cat", "dog", "three", "above"]
 _EOS = _WORDS.index("</s>")
 
@@ -76,14 +78,36 @@ _UNET: dict[str, Any] = {
 }
 
 
-def _sd() -> Any:
-    unet = diffusers.UNet2DConditionModel(cross_attention_dim=16, **_UNET)
+WORDS = ("a", "red", "blue", "seven", "three", "above")
+
+
+def _letters() -> Any:
+    """CLIP's own tokenizer, which every pipeline folder can hold: WORDS letter by letter."""
+    letters = sorted({c for w in WORDS for c in w})
+    pieces = ["<|startoftext|>", "<|endoftext|>", *WORDS, *letters, *(f"{c}</w>" for c in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=12)
+
+
+def _sd(scheduler: Any = None) -> Any:
+    words = _letters()
+    text = transformers.CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     return diffusers.StableDiffusionPipeline(
-        unet=unet,
+        unet=ARCHITECTURES["UNet2DConditionModel SD"].build(),
         vae=_vae(),
-        text_encoder=_clip(),
-        tokenizer=tokenizer(),
-        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+        text_encoder=transformers.CLIPTextModel(text),
+        tokenizer=words,
+        scheduler=scheduler or diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -162,13 +186,13 @@ def _flux() -> Any:
     )
 
 
-def _dit_options(layers: int = 1) -> dict[str, Any]:
+def _dit_options(layers: int = 1, heads: int = 2) -> dict[str, Any]:
     return {
         "sample_size": 8,
         "num_layers": layers,
         "patch_size": 2,
         "attention_head_dim": 8,
-        "num_attention_heads": 2,
+        "num_attention_heads": heads,
         "in_channels": 4,
         "out_channels": 8,
     }
@@ -187,9 +211,9 @@ def _pixart() -> Any:
     )
 
 
-def _dit() -> Any:
+def _dit(layers: int = 1, heads: int = 2) -> Any:
     return diffusers.DiTPipeline(
-        transformer=diffusers.DiTTransformer2DModel(**_dit_options()),
+        transformer=diffusers.DiTTransformer2DModel(**_dit_options(layers, heads)),
         vae=_vae(),
         scheduler=diffusers.DDIMScheduler(),
         id2label={0: "cat", 1: "dog, hound"},
@@ -281,8 +305,22 @@ PIPELINES = tuple(_BUILD)
 @lru_cache
 def pipeline(name: str) -> Any:
     """A pipeline of a family, built once; copy it before changing it."""
-    torch.manual_seed(0)
-    made = _BUILD[name]()
+    return _made(_BUILD[name])
+
+
+def captions(seed: int = 0, scheduler: Any = None) -> Any:
+    """A Stable Diffusion pipeline of WORDS, of its own."""
+    return _made(lambda: _sd(scheduler), seed)
+
+
+def classes(seed: int = 0) -> Any:
+    """A DiT pipeline, conditioned on class numbers, of its own; more of it can go than of "DiT"."""
+    return _made(lambda: _dit(layers=2, heads=4), seed)
+
+
+def _made(build: Callable[[], Any], seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    made = build()
     made.set_progress_bar_config(disable=True)
     for component in made.components.values():
         if isinstance(component, torch.nn.Module):
