@@ -1,6 +1,6 @@
 """Which images of the shipped text-to-image model show what their caption says.
 
-compress3g diffusion eval pipelines/digits_t2i SMALL --prompts captions.txt \\
+compress3g diffusion eval pipelines/digits_t2i SMALL --prompts captions.txt
         --score benchmarks/digits_score.py:right
 """
 
