@@ -9,13 +9,15 @@ from typing import Any
 import click
 
 from ..engine.options import options_from, resolve
+from ..engine.user_code import function_of
 from ..errors import ConfigError
 from .aptp.cli import route
 from .config import EcoDiffConfig
 from .finetune_cli import finetune
-from .options import JSON, PATH, open_folder, prompts_of, quiet, sampling, where
+from .options import JSON, PATH, SCORE, open_folder, prompts_of, quiet, sampling, where
 from .scores import PruneConfig
 
+_SHOWN = 12  # images of a row of a sheet
 _NEUTRAL = "0"  # a prompt that every pipeline takes: a class number is also a text
 
 
@@ -112,6 +114,7 @@ def learn(
 @click.option("--prompts", "file", type=PATH, help="Text file with a prompt per line.")
 @click.option("--masks", type=PATH, help="What `learn` wrote, in place of a method.")
 @click.option("--sheet", type=PATH, help="PNG of dense and pruned images, same seeds.")
+@SCORE
 @click.option(
     "--self-contained", is_flag=True, help="Loads without compress3g (trust_remote_code)."
 )
@@ -124,6 +127,7 @@ def prune(
     file: Path | None,
     masks: Path | None,
     sheet: Path | None,
+    score: str | None,
     self_contained: bool,
     device: str,
     dtype: str,
@@ -137,7 +141,8 @@ def prune(
     """
     from ..engine.folder import refuse_existing
     from .learned import Learned
-    from .pipelines import denoiser_of, generate, read_prompts
+    from .likeness import likeness, pictures
+    from .pipelines import denoiser_of, read_prompts
     from .processes import first
     from .prune import priced_units
     from .pruned_models import save
@@ -153,33 +158,42 @@ def prune(
     prompts = read_prompts(file) if file is not None else []
     learned = Learned.load(masks) if masks is not None else None
     recipe.check(prompts, masks=learned is not None)
-    if sheet is not None and not prompts:
-        raise ConfigError("--sheet needs --prompts FILE")
+    for option, value in (("--sheet", sheet), ("--score", score)):
+        if value is not None and not prompts:
+            raise ConfigError(f"{option} needs --prompts FILE")
+    judge = None if score is None else function_of(score)
     pipe = open_folder(model, device, dtype)
     if learned is not None:
         learned.check(priced_units(denoiser_of(pipe)[1], config.wanted))
-    shown: dict[str, Any] = {
-        "steps": config.steps,
-        "guidance": config.guidance,
-        "seed": config.seed,
-    }
-    dense = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
-    rows = [generate(pipe, prompts[:12], **shown)] if sheet is not None else []
+
+    def look() -> Any:
+        """Images to compare: as many as a score needs, or as fit on a sheet."""
+        few = prompts[: config.samples if judge is not None else _SHOWN]
+        how: dict[str, Any] = {"steps": config.steps, "guidance": config.guidance}
+        images = sheet is not None or judge is not None
+        return pictures(pipe, few, **how, seed=config.seed, images=images) if few else None
+
+    dense, before = report(pipe, prompts=prompts[:1] or [_NEUTRAL]), look()
     stopped = recipe.carry_out(
         pipe, prompts, learned=learned, dense=lambda: open_folder(model, device, dtype),
         checkpoint=output,
     )  # fmt: skip
     if not first():
         return
-    small = report(pipe, prompts=prompts[:1] or [_NEUTRAL])
+    small, after = report(pipe, prompts=prompts[:1] or [_NEUTRAL]), look()
     save(pipe, output, self_contained=self_contained)
     if sheet is not None:
-        write_sheet(sheet, [*rows, generate(pipe, prompts[:12], **shown)])
+        write_sheet(sheet, [made.images[:_SHOWN] for made in (before, after)])
+    like = likeness(before, after, judge) if before is not None else None
     if as_json:
-        both = {"dense": dense.to_json(), "pruned": small.to_json()}
-        click.echo(json.dumps({**both, "output": str(output)}))
+        told = {"dense": dense.to_json(), "pruned": small.to_json(), "output": str(output)}
+        if like is not None:
+            told["likeness"] = like.to_json()
+        click.echo(json.dumps(told))
         return
     click.echo(f"{dense}\n\n{small}\n")
+    if like is not None:
+        click.echo(f"{like}\n")
     click.echo(
         f"{config.method}: {1 - small.params / dense.params:.1%} of the parameters and "
         f"{1 - small.macs / dense.macs:.1%} of the multiply-adds are gone"
@@ -195,11 +209,13 @@ def prune(
 @app.command()
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="PNG file.")
+@click.option("--lora", type=PATH, help="A LoRA of the dense pipeline, file or folder.")
 @sampling
 @where
 def generate(
     model: Path,
     output: Path,
+    lora: Path | None,
     given: tuple[str, ...],
     file: Path | None,
     steps: int | None,
@@ -209,11 +225,14 @@ def generate(
     dtype: str,
 ) -> None:
     """Make one image per prompt with the pipeline in folder MODEL, side by side in a PNG."""
+    from .lora import load_lora
     from .pipelines import generate as make
     from .sheet import write_sheet
 
     prompts = prompts_of(given, file)
     pipe = open_folder(model, device, dtype)
+    if lora is not None:
+        load_lora(pipe, lora)
     write_sheet(output, [make(pipe, prompts, seed=seed, steps=steps, guidance=guidance)])
     click.echo(f"{len(prompts)} images  {output}")
 
@@ -222,6 +241,7 @@ def generate(
 @click.argument("dense", type=PATH)
 @click.argument("pruned", type=PATH)
 @click.option("--sheet", type=PATH, help="PNG of both pipelines' images.")
+@SCORE
 @sampling
 @where
 @JSON
@@ -229,6 +249,7 @@ def evaluate(
     dense: Path,
     pruned: Path,
     sheet: Path | None,
+    score: str | None,
     given: tuple[str, ...],
     file: Path | None,
     steps: int | None,
@@ -239,29 +260,17 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Say how far PRUNED's images are from DENSE's, for the same prompts and seeds."""
-    from .metrics import psnr, relative_error, ssim
-    from .pipelines import generate as make
+    from .likeness import likeness, pictures
     from .sheet import write_sheet
 
-    prompts = prompts_of(given, file)
-    how: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance}
+    prompts, judge = prompts_of(given, file), None if score is None else function_of(score)
+    how: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance, "images": True}
     pipes = [open_folder(folder, device, dtype) for folder in (dense, pruned)]
-    images = [make(pipe, prompts, **how).float().cpu() for pipe in pipes]
-    latents = [make(pipe, prompts, **how, output="latent").float().cpu() for pipe in pipes]
-    figures = {
-        "images": len(prompts),
-        "latent_error": relative_error(latents[1], latents[0]),
-        "ssim": float(ssim(images[0], images[1]).mean()),
-        "psnr": float(psnr(images[1], images[0]).mean()),
-    }
+    ours, theirs = (pictures(pipe, prompts, **how) for pipe in pipes)
+    found = likeness(ours, theirs, judge)
     if sheet is not None:
-        write_sheet(sheet, images)
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
-    click.echo(f"latent error  {figures['latent_error']:.4f} of the dense latents' mean square")
-    click.echo(f"SSIM          {figures['ssim']:.4f}")
-    click.echo(f"PSNR          {figures['psnr']:.2f} dB, over {len(prompts)} images")
+        write_sheet(sheet, [made.images for made in (ours, theirs) if made.images is not None])
+    click.echo(json.dumps(found.to_json()) if as_json else found)
 
 
 @app.command()

@@ -30,12 +30,13 @@ def load_lora(pipe: Any, lora: str | Path | Mapping[str, Tensor], **options: Any
     Rows and columns that were removed from the denoiser are removed from the LoRA, which then
     computes what pruning the denoiser with the LoRA merged into it would have computed. On a dense
     pipeline nothing is changed.
-    Raises ConfigError when the LoRA is of another base, or a DoRA, which is not linear in it.
+    Raises ConfigError when the LoRA cannot be read, is of another base, or a DoRA, which is not
+    linear in it.
     """
     attribute, denoiser = denoiser_of(pipe)
     source = dict(lora) if isinstance(lora, Mapping) else str(lora)
     if not is_pruned(denoiser):
-        pipe.load_lora_weights(source, **options)
+        _load(pipe, source, options)
         return
     read = pipe.lora_state_dict
 
@@ -48,9 +49,22 @@ def load_lora(pipe: Any, lora: str | Path | Mapping[str, Tensor], **options: Any
     # Reading is the one step of loading in between: scales, metadata and text encoders are its own.
     pipe.lora_state_dict = lora_state_dict
     try:
-        pipe.load_lora_weights(source, **options)
+        _load(pipe, source, options)
     finally:
         del pipe.lora_state_dict
+
+
+def _load(pipe: Any, source: dict[str, Tensor] | str, options: Mapping[str, Any]) -> None:
+    try:
+        pipe.load_lora_weights(source, **options)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()
+        what = source if isinstance(source, str) else "the LoRA"
+        raise ConfigError(
+            f"{what} cannot be loaded onto {type(pipe).__name__}: {' '.join(reason[:2])}"
+        ) from None
 
 
 def sliced(state: Mapping[str, Tensor], denoiser: nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -9,6 +9,9 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
+SCORE = click.option(
+    "--score", metavar="MODULE:FUNCTION", help="(images, prompts) -> a number for each image."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 

@@ -8,15 +8,17 @@ import signal
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from compress3g.cli.main import main
 from compress3g.diffusion.pruned_models import save
 from compress3g.diffusion.units import units_of
 
-from .tiny import captions
+from .tiny import captions, classes
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -28,7 +30,23 @@ def work(tmp_path_factory):
     save(captions(), folder / "dense")
     (folder / "prompts.txt").write_text("a red seven\n\na blue three above a red seven\n")
     (folder / "empty.txt").write_text("\n \n")
+    save(classes(), folder / "classes")
+    unet = diffusers.UNet2DModel(
+        **{"sample_size": 8, "block_out_channels": (8, 8), "norm_num_groups": 4},
+        **{"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
+        add_attention=False,
+    )
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder / "images")
+    (folder / "other").mkdir()
+    down, up = (f"unet.mid_block.resnets.0.conv1.lora_{s}.weight" for s in "AB")
+    other = {down: torch.ones(2, 99, 3, 3), up: torch.ones(99, 2, 1, 1)}
+    save_file(other, folder / "other" / "pytorch_lora_weights.safetensors")
     return folder
+
+
+def tree(folder):
+    """Every file and when it was written."""
+    return {f: f.stat().st_mtime_ns for f in sorted(folder.rglob("*"))}
 
 
 def run(capsys, *words):
@@ -52,6 +70,8 @@ def test_prune_writes_a_smaller_pipeline(work, method, tmp_path, capsys):
     told = json.loads(out)
     assert 0.2 <= 1 - told["pruned"]["params"] / told["dense"]["params"] < 0.25
     assert told["pruned"]["macs"] < told["dense"]["macs"]
+    assert told["likeness"]["images"] == 2
+    assert told["likeness"]["latent_error"] > 0
     config = json.loads((tmp_path / "small" / "unet" / "config.json").read_text())
     assert config["compress3g"]["method"] == method
 
@@ -83,9 +103,12 @@ def test_the_whole_way_from_one_pipeline_to_a_compared_one(work, tmp_path, capsy
     assert code == 0
     assert "of the parameters and" in out
     assert size_of(sheet) == (2 * 66, 2 * 66)
-    code, out, _ = run(capsys, "eval", work / "dense", small, *prompts, "--json")
+    (tmp_path / "judge.py").write_text("def bright(images, prompts): return images.mean((1, 2, 3))")
+    score = ("--score", f"{tmp_path}/judge.py:bright")
+    code, out, _ = run(capsys, "eval", work / "dense", small, *prompts, *score, "--json")
     assert code == 0
     figures = json.loads(out)
+    assert 0 < figures["scores"][0] != figures["scores"][1] > 0
     assert figures["latent_error"] > 0
     assert figures["ssim"] < 1
     code, out, _ = run(capsys, "eval", small, small, *prompts, "--json")
@@ -261,6 +284,7 @@ def test_a_toml_file_gives_options_and_flags_win(work, tmp_path, capsys):
 
 
 PRUNE = ("prune", "{dense}", "{out}")
+DRAW = ("generate", "{small}", "-o", "{out}", "--prompt", "a")
 FINE = ("finetune", "{dense}", "{out}", "--dense", "{dense}")
 DIGITS = Path(__file__).parents[2] / "pipelines" / "digits_t2i"
 
@@ -300,18 +324,32 @@ DIGITS = Path(__file__).parents[2] / "pipelines" / "digits_t2i"
         (("prune", "{dense}", "{dense}", "--method", "magnitude"), "exists already"),
         (("inspect", "{absent}"), "no model_index.json"),
         (("generate", "{dense}", "-o", "{out}"), "Give --prompt"),
+        ((*DRAW, "--lora", "{absent}"), "cannot be loaded"),
+        ((*DRAW, "--lora", "{other}"), "another base"),
+        (
+            ("prune", "{classes}", "{out}", "--method", "magnitude", "--kinds", "groups"),
+            "no groups",
+        ),
+        (("prune", "{images}", "{out}", "--method", "magnitude"), "neither prompts nor classes"),
+        (("learn", "{images}", "{out}", "--prompts", "{text}"), "put a adapters.Adapter into"),
+        ((*PRUNE, "--method", "magnitude", "--score", "{text}:right"), "--score needs --prompts"),
+        (("eval", "{dense}", "{dense}", "--prompt", "a", "--score", "right"), "is not MODULE:FUNC"),
         (("eval", "{dense}", "{absent}", "--prompt", "a"), "does not exist"),
         (("bench", "{absent}"), "does not exist"),
     ],
 )
-def test_bad_input_is_one_line(work, words, says, tmp_path, capsys):
+def test_bad_input_is_one_line(work, small, words, says, tmp_path, capsys):
     places = {"dense": work / "dense", "empty": work / "empty.txt", "digits": DIGITS}
+    places |= {"small": small, "classes": work / "classes", "images": work / "images"}
+    places |= {"other": work / "other" / "pytorch_lora_weights.safetensors"}
     places |= {"out": tmp_path / "out", "absent": tmp_path / "absent", "text": work / "prompts.txt"}
+    before = tree(work)
     code, _, err = run(capsys, *(w.format(**places) for w in words))
     assert code == 2
     assert says in err
     assert len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
+    assert tree(work) == before
 
 
 def test_a_pruned_folder_edited_by_hand_is_one_line(work, tmp_path, capsys):
