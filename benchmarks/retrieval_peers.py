@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _corpora import cranfield, data_folder, token_vectors
+from _corpora import TokenVectors, cranfield, data_folder, token_vectors
 from _peers import cpu_seconds, repeats
 from _report import goal, parser, report
 from retrieval_scale import make_pages, unit
@@ -51,14 +51,13 @@ def data(pages: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def real(pages: int, queries: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The same shapes of MiniLM's token vectors of Cranfield; None without them.
-
-    A page is 1,030 tokens of consecutive abstracts, a query the first 12 of one that has them.
-    """
+    """The same shapes of MiniLM's token vectors of Cranfield; None without them."""
     folder = data_folder()
-    if folder is None:
-        return None
-    made = token_vectors(cranfield(folder))
+    return None if folder is None else long_pages(token_vectors(cranfield(folder)), pages, queries)
+
+
+def long_pages(made: TokenVectors, pages: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """A page is 1,030 tokens of consecutive texts, a query the first 12 of one that has them."""
     pages = min(pages, len(made.vectors) // PAGE)
     vectors = made.vectors[: pages * PAGE].reshape(pages, PAGE, -1).astype(np.float32)
     starts, stops = made.query_offsets[:-1], made.query_offsets[1:]
