@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
-from typing import Literal
 
 from ...errors import ConfigError
 from ..cost import spend
