@@ -28,7 +28,7 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "selective_scan": {"cpu": ("cpu", "chunked", "reference"), "cuda": ("chunked", "reference")},
-    "causal_conv": {"cpu": ("reference",), "cuda": ("reference",)},
+    "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }
 
 _forced: dict[str, str] = {}

@@ -67,8 +67,8 @@ def flops(x: Inputs) -> int:
     schema=f"({_ARGUMENTS}, bool ungated, bool last_state) -> (Tensor, Tensor, Tensor)",
 )
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, backend, ungated, last_state = arguments
-    x = _inputs(tuple(arguments))
+    *given, backend, ungated, last_state = arguments
+    x = _inputs(tuple(given))
     found = _module(backend).forward(x, ungated=ungated, last_state=last_state)
     none = x.u.new_empty(0, dtype=torch.float32)
     return (
@@ -80,8 +80,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @_forward.register_fake
 def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, _, ungated, last_state = arguments
-    x = _inputs(tuple(arguments))
+    *given, _, ungated, last_state = arguments
+    x = _inputs(tuple(given))
     b, length, e = x.u.shape
     shape, state = (b, length, e), (b, e, x.A.shape[1])
     return (
@@ -106,8 +106,8 @@ def _differentiable(x: Inputs) -> list[str]:
     schema=f"({_ARGUMENTS}, Tensor? out, Tensor? ungated, Tensor? last_state) -> Tensor[]",
 )
 def _backward(*arguments: Any) -> list[Tensor]:
-    *arguments, backend, out, ungated, last_state = arguments
-    x = _inputs(tuple(arguments))
+    *given, backend, out, ungated, last_state = arguments
+    x = _inputs(tuple(given))
     with spend("selective_scan.backward", lambda: 2 * flops(x)):
         found = _module(backend).backward(x, out, ungated, last_state)
     # Several may view one memory, which an operator must not return.
@@ -141,7 +141,7 @@ def _chain(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*found, *[None] * (len(_OPTIONS) + 3))
 
 
-torch.library.register_autograd(_forward._qualname, _chain, setup_context=_keep)  # type: ignore[attr-defined]
+torch.library.register_autograd(_forward._qualname, _chain, setup_context=_keep)
 
 
 def _plain(x: Inputs) -> bool:

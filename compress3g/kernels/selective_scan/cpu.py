@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -87,7 +88,7 @@ class _Call:
     @property
     def strips(self) -> int:
         """Strips of channels of one group."""
-        return -(-self.scan.channels // self.scan.groups // _LANES[isa()])
+        return -(-self.x.u.shape[2] // self.x.B.shape[1] // _LANES[isa()])
 
     def rows(self, tensor: Tensor | None) -> _Rows:
         """Rows of unit stride along the last axis, copied only if they are not that."""
@@ -174,7 +175,7 @@ def backward(
     later_blocks = max(0, -(-length // block) - 1)
     remembered = torch.empty(b, call.strips * groups, later_blocks, n + 1, lanes)
     few = torch.zeros(2, b * groups, parts, length * n)
-    wide: dict[str, Tensor | None] = {
+    wide: dict[str, Any] = {
         "u": torch.empty(b, length, e),
         "delta": torch.empty(b, length, e),
         "z": None if x.z is None else torch.empty(b, length, e),
@@ -203,7 +204,7 @@ def backward(
     return _gathered(x, wide)
 
 
-def _gathered(x: Inputs, wide: dict[str, Tensor | None]) -> Gradients:
+def _gathered(x: Inputs, wide: dict[str, Any]) -> Gradients:
     """Sums over parts and sequences."""
     e, n = x.A.shape
     over_parts = {k: _summed(wide[k]).view(x.B.shape) for k in ("B", "C")}
