@@ -27,7 +27,10 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "residual_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
-    "selective_scan": {"cpu": ("cpu", "chunked", "reference"), "cuda": ("chunked", "reference")},
+    "selective_scan": {
+        "cpu": ("cpu", "chunked", "reference"),
+        "cuda": ("mamba_ssm", "triton", "chunked", "reference"),
+    },
     "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }
 
