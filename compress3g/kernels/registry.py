@@ -27,6 +27,11 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "residual_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "selective_scan": {
+        "cpu": ("cpu", "chunked", "reference"),
+        "cuda": ("mamba_ssm", "triton", "chunked", "reference"),
+    },
+    "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }
 
 _forced: dict[str, str] = {}
@@ -65,13 +70,13 @@ def _wanted(op: str) -> str | None:
     return None
 
 
-def active(op: str, device_type: str) -> str:
-    """Name of the backend that runs `op` on this device type now.
+def active(op: str, device_type: str, backend: str = "auto") -> str:
+    """Name of the backend that runs `op` on this device type now, or of the one asked for.
 
     Raises BackendError when a backend was asked for that does not exist or cannot run.
     """
     order = _ORDER[op].get(device_type, ("reference",))
-    wanted = _wanted(op)
+    wanted = _wanted(op) if backend == "auto" else backend
     if wanted is not None:
         if wanted not in order:
             raise BackendError(
@@ -93,9 +98,9 @@ def active(op: str, device_type: str) -> str:
     raise BackendError(f"no backend of {op} runs on {device_type}")
 
 
-def pick(op: str, device: torch.device) -> ModuleType:
-    """The backend module that runs `op` on `device`."""
-    return _module(op, active(op, device.type))
+def pick(op: str, device: torch.device, backend: str = "auto") -> ModuleType:
+    """The backend module that runs `op` on `device`; `backend` names one for this call only."""
+    return _module(op, active(op, device.type, backend))
 
 
 @contextmanager

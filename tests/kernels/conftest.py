@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +45,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     if "body" in metafunc.fixturenames:
         metafunc.parametrize("body", ["reference", *compiled])
+    if "scan_body" in metafunc.fixturenames:
+        metafunc.parametrize("scan_body", ["reference", "chunked", *compiled])
     if "compiled" in metafunc.fixturenames:
         metafunc.parametrize("compiled", compiled)
 
 
 @contextmanager
 def _running(operation: str, body: str) -> Iterator[None]:
-    if body == "reference":
-        with use(**{operation: "reference"}):
+    if body in ("reference", "chunked"):
+        with use(**{operation: body}):
             yield
     else:
         with use(**{operation: "cpu"}), _library.use_isa(body):
@@ -62,6 +65,12 @@ def _running(operation: str, body: str) -> Iterator[None]:
 def running() -> Callable[[str, str], AbstractContextManager[None]]:
     """`with running("hash_grid", "avx2"):` forces that body of the operation."""
     return _running
+
+
+@pytest.fixture(scope="session")
+def scanning() -> Callable[[str], AbstractContextManager[None]]:
+    """`with scanning("avx2"):` forces that body of the selective scan."""
+    return partial(_running, "selective_scan")
 
 
 @pytest.fixture

@@ -44,7 +44,12 @@ def test_wishes_that_cannot_come_true_are_refused():
     with pytest.raises(BackendError, match="no backend 'abacus'"):
         registry.use_everywhere("abacus")
     assert registry.use_everywhere("auto") == {}
-    assert set(registry.use_everywhere("triton")) == {"hash_grid", "mlp", "code_scan"}
+    assert set(registry.use_everywhere("triton")) == {
+        "hash_grid",
+        "mlp",
+        "code_scan",
+        "selective_scan",
+    }
     assert set(registry.use_everywhere("reference")) == set(registry.operations())
 
 

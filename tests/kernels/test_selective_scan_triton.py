@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+import pytest
+import torch
+
+from compress3g.errors import BackendError
+from compress3g.kernels import registry
+from compress3g.kernels.selective_scan import selective_scan
+
+NAME = "compress3g.kernels.selective_scan.triton"
+LOADER = "compress3g.kernels._triton"
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton not installed"
+)
+
+INTERPRETED = """
+import torch
+from compress3g.kernels.selective_scan import reference, triton
+from compress3g.kernels.selective_scan._inputs import Inputs
+
+assert triton.usable() is None, triton.usable()
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
+def scan(module, leaves, options):
+    found = module.scan(
+        Inputs(**leaves, **options, delta_softplus=True), ungated=True, last_state=True
+    )
+    torch.manual_seed(1)
+    outputs = (found.out, found.ungated, found.last_state)
+    loss = sum((t * torch.randn(t.shape).to(t.dtype)).sum() for t in outputs)
+    return outputs, torch.autograd.grad(loss, list(leaves.values()))
+
+
+torch.manual_seed(0)
+for b, l, e, n, g, reverse, mode in (
+    (2, 5, 3, 1, 1, False, "current"),
+    (1, 33, 40, 5, 1, True, "previous"),
+    (2, 64, 12, 16, 2, False, "mean"),
+    (1, 70, 32, 8, 1, True, "bias"),
+):
+    row, few = (b, l, e), (b, g, l, n)
+    shapes = (row, row, (e, n), few, few, (e,), row, (e,), (b, e, n))
+    leaves = {k: torch.randn(*s) for k, s in zip(NAMES, shapes)}
+    leaves["A"] = -leaves["A"].abs() * 3
+    options = {"gap": torch.randint(0, 4, (b, l)), "gap_mode": mode, "reverse": reverse}
+    singles = {k: v.clone().requires_grad_() for k, v in leaves.items()}
+    doubles = {k: v.double().requires_grad_() for k, v in leaves.items()}
+    out, grads = scan(triton, singles, options)
+    expected, truth = scan(reference, doubles, options)
+    for found, wanted, tolerance in (
+        *zip(out, expected, [1e-5] * 3),
+        *zip(grads, truth, [1e-4] * len(NAMES)),
+    ):
+        scale = float(wanted.detach().abs().max())
+        torch.testing.assert_close(found.double(), wanted, atol=tolerance * scale, rtol=0)
+print("equal")
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from compress3g.kernels.selective_scan import triton as kernels
+
+values = {"STEPS": 197, "SHARE": 384, "STATES": 16, "WIDE": 16, "BLOCK": 32, "KEEP": 32}
+for function in (kernels._forward, kernels._backward):
+    names = function.arg_names
+    signature = {name: "i32" if name == "groups" else "*fp32" for name in names}
+    signature |= dict.fromkeys(values, "constexpr")
+    constants = {(names.index(name),): value for name, value in values.items()}
+    source = ASTSource(function, signature, constants)
+    code = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm
+    assert len(code["cubin"]) > 0
+    assert "atom." not in code["ptx"]
+print("compiled")
+"""
+
+
+@needs_triton
+def test_interpreted_kernels_equal_the_reference_in_double_precision(triton_script):
+    done = triton_script(INTERPRETED, interpret=True)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu_that_is_not_there(triton_script):
+    done = triton_script(COMPILED, interpret=False)
+    assert done.stdout.strip() == "compiled", done.stderr
+
+
+def _arguments(device="cpu"):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(2, 97, 48), (2, 97, 48), (48, 16), (2, 97, 16), (2, 97, 16)]
+    u, delta, A, B, C = (torch.randn(s, generator=g).to(device) for s in shapes)
+    return u, delta.abs(), -A.abs(), B, C
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton is interpreted")
+def test_cpu_tensors_are_refused_without_the_interpreter():
+    triton = importlib.import_module(NAME)
+    assert triton.usable() == "no CUDA device is visible to torch"
+    with pytest.raises(BackendError, match="no backend 'triton' on cpu"):
+        selective_scan(*_arguments(), backend="triton")
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_gpu_kernels_equal_the_reference():
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [t.requires_grad_() for t in _arguments("cuda")]
+        out = selective_scan(*leaves, backend=backend)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for found, expected in zip(*results, strict=True):
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=0)
+
+
+def test_without_triton_the_module_still_imports_and_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, LOADER, raising=False)
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    reasons = {c.name: c.reason for c in registry.candidates("selective_scan", "cuda")}
+    assert str(reasons["triton"]).startswith("triton does not import")
+    assert reasons["reference"] is None
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    monkeypatch.delitem(sys.modules, LOADER, raising=False)
