@@ -2,10 +2,10 @@
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import PruneConfig, preset
-from .flops import flops
+from .flops import flops, schedule_for_flops
 from .models import Vim, VimConfig, create_model
 from .patch import TokenInfo, apply_patch, feature_map, pruned, remove_patch
-from .schedule import SCHEDULES, PruneSchedule, schedule_for_flops
+from .schedule import SCHEDULES, PruneSchedule
 from .units import units_of
 
 __all__ = [

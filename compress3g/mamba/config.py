@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError
+from .flops import schedule_for_flops
 from .holes import Align, ConvAlign
-from .schedule import Mode, PruneSchedule, even_layers, schedule_for_flops
+from .schedule import Mode, PruneSchedule, even_layers
 from .scores import Score
 from .select import Method
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import ConfigError
 
@@ -104,42 +104,3 @@ def even_layers(depth: int, points: int = 3) -> tuple[int, ...]:
     ((6, 12, 18), (2, 4, 6))
     """
     return tuple(round(depth * (i + 1) / (points + 1)) for i in range(points))
-
-
-def schedule_for_flops(
-    model: Any,
-    target: float,
-    *,
-    layers: tuple[int, ...] | None = None,
-    convention: Literal["paper", "true"] = "paper",
-) -> PruneSchedule:
-    """The schedule with one ratio for all `layers` whose FLOPs are at most `target` of the dense.
-
-    The largest such ratio by bisection. Raises ConfigError when even one token is too much.
-
-    >>> from .models import VimConfig
-    >>> schedule_for_flops(VimConfig(), 0.7, layers=(5, 10, 15)).keep[0]
-    0.79
-    """
-    from .flops import flops
-
-    if not 0 < target <= 1:
-        raise ConfigError(f"the share of FLOPs is above 0 and at most 1, got {target:g}")
-    config = getattr(model, "config", model)
-    places = layers or even_layers(config.depth)
-    dense = flops(config, convention=convention).total
-
-    def at(ratio: float) -> tuple[PruneSchedule, float]:
-        made = PruneSchedule(layers=places, keep=(ratio,) * len(places))
-        return made, flops(config, made, convention=convention).total / dense
-
-    low, high = 1, 1000  # thousandths
-    if at(low / 1000)[1] > target:
-        raise ConfigError(
-            f"pruning after blocks {places} leaves at least {at(low / 1000)[1]:.2f} of the FLOPs, "
-            f"more than {target:g}: prune earlier"
-        )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if at(middle / 1000)[1] <= target else (low, middle)
-    return at(1.0)[0] if at(1.0)[1] <= target else at(low / 1000)[0]
