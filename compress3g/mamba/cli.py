@@ -87,7 +87,7 @@ def info(ckpt: Path, as_json: bool) -> None:
     found = _open(ckpt)
     config, schedule = found.model.config, found.pruning.schedule if found.pruning else None
     figures: dict[str, Any] = {
-        "architecture": "vim",
+        "architecture": type(found.model).__name__,
         **dataclasses.asdict(config),
         "parameters": size_of(found.model).params,
         "pruning": _described(found.pruning),

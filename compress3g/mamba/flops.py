@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from .schedule import PruneSchedule, even_layers
 
 if TYPE_CHECKING:
-    from .models import VimConfig
+    from .models import PlainMambaConfig, VimConfig
 
 Convention = Literal["paper", "true"]
 
@@ -28,38 +28,28 @@ def flops(
 ) -> Cost:
     """Multiply-adds of one image through `model`, or a model of that configuration.
 
-    `paper` is what papers on pruning Vim count: one direction, 9 per state element, the scan's
-    exponentials left out. It gives the published 1.45 G (Vim-T) and 5.08 G (Vim-S). `true` counts
-    both directions, 3 multiply-adds and an exponential per state element, and scores.
+    `paper` is what papers count: 9 per state element of a scan, exponentials left out, of Vim one
+    direction. It gives the published 1.45 G (Vim-T), 5.08 G (Vim-S) and 3.0, 8.1 and 14.4 G
+    (PlainMamba). `true` counts all directions, 3 multiply-adds and an exponential per state
+    element, and scores.
     A schedule by threshold depends on the image: it counts as keeping everything.
 
     >>> from .models import VimConfig
     >>> f"{flops(VimConfig()).total / 1e9:.2f} {flops(VimConfig(width=384)).total / 1e9:.2f}"
     '1.45 5.08'
     """
-    config: VimConfig = getattr(model, "config", model)
-    patches = config.patches
+    config: VimConfig | PlainMambaConfig = getattr(model, "config", model)
+    patches, extra = config.patches, config.extra_tokens
     if schedule is None:
         counts: tuple[int, ...] = (patches,) * config.depth
     else:
         counts = schedule.tokens(patches, config.depth)
-    each = _token(config, convention)
-    total = sum((n + 1) * each for n in counts)
+    each = config.token_cost(convention)
+    total = sum((n + extra) * each for n in counts)
     if convention == "true" and schedule is not None and not schedule.dense:
-        total += sum((counts[layer - 1] + 1) * config.inner for layer in schedule.layers)
-    total += patches * config.width * config.channels * config.patch**2
-    total += config.width * config.classes
-    return Cost(total=total, tokens=tuple(n + 1 for n in counts), convention=convention)
-
-
-def _token(config: VimConfig, convention: Convention) -> int:
-    """Multiply-adds of one token in one block."""
-    d, e, n, r = config.width, config.inner, config.state, config.rank
-    projections = 2 * d * e + e * d
-    way = 4 * e + e * (r + 2 * n) + r * e
-    if convention == "paper":
-        return projections + way + 9 * e * n + 2 * e
-    return projections + 2 * (way + 4 * e * n + e) + e
+        total += sum((counts[layer - 1] + extra) * config.inner for layer in schedule.layers)
+    total += config.fixed_cost()
+    return Cost(total=total, tokens=tuple(n + extra for n in counts), convention=convention)
 
 
 def schedule_for_flops(

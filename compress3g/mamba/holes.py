@@ -45,7 +45,8 @@ class Holes:
     max_gap: int | None = None
     valid: Bool[Tensor, "b k"] | None = None  # False for padding of images that keep fewer tokens
     recorded: tuple[Tensor, Tensor] | None = None  # decay (b, k, e) before each token, by direction
-    gate: Float[Tensor, "2 e"] | None = None  # sigmoid(g) of this layer
+    gate: Float[Tensor, "ways e"] | None = None  # sigmoid(g) of this layer
+    grid: tuple[int, int] = (0, 0)  # that `positions` lie on, where there is no class token
 
     @property
     def decays(self) -> bool:
@@ -64,6 +65,13 @@ class Holes:
         forward = torch.cat([none, between], dim=1)
         backward = torch.cat([between, none], dim=1)
         return forward.int(), backward.int()
+
+    @cached_property
+    def ways(self) -> list[Any]:
+        """Orders of the kept tokens in PlainMamba's scans, computed once per prune point."""
+        from .models.plain_mamba import ways
+
+        return ways(self.positions, self.grid, self.max_gap)
 
     def convolution(self) -> dict[str, Any]:
         """Arguments of `causal_conv1d` about holes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from ..errors import ConfigError
 from .config import Preset, PruneConfig
 from .config import preset as preset_config
 from .holes import Align, ConvAlign, Holes, record
-from .models.bimamba import Mixed, as_map, classify, embed, step
+from .models.bimamba import Mixed
+from .models.family import Family, family_of
 from .schedule import PruneSchedule, even_layers
-from .scores import Score, score_tokens
-from .select import METHODS, Method, Reduced, Stream, drop_ragged
+from .scores import NEED_CLS, Score, score_tokens
+from .select import METHODS, Method, Reduced, Stream, centred, drop_ragged
 
 _PATCH = "_token_pruning"
 _INFO = "_token_info"
@@ -42,69 +44,85 @@ class TokenInfo:
 
 
 class TokenPruning:
-    """Runs a Vim with fewer and fewer tokens.
+    """Runs a model with fewer and fewer tokens.
 
-    gates: with `align="learned"`, logits g (blocks, 2, E) to be trained; None otherwise.
+    gates: with `align="learned"`, logits g (blocks, directions, E) to be trained; else None.
     """
 
     def __init__(self, model: Any, config: PruneConfig, *, trace: bool = False) -> None:
         config.schedule.check(len(model.layers))
-        self.config, self.trace = config, trace
+        self.family, self.config, self.trace = family_of(model), config, trace
+        _check_settings(self.family, config)
         self.info: TokenInfo | None = None
         self.gates: nn.Parameter | None = None
         if config.align == "learned":
-            inner = model.layers[0].mixer.D.shape[0]
-            start = torch.full((len(model.layers), 2, inner), 4.0)
-            self.gates = nn.Parameter(start.to(model.layers[0].mixer.D.device))
+            shape = len(model.layers), self.family.directions, self.family.inner(model)
+            self.gates = nn.Parameter(torch.full(shape, 4.0, device=model.pos_embed.device))
 
     def __call__(self, model: Any, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
-        """Logits of the class token after all blocks."""
-        hidden, cls, grid = embed(model, images)
-        run = _Run(self, hidden, cls)
-        stream = self._through(model, run, hidden, cls)
+        """Logits after all blocks."""
+        parts, cls, grid = self.family.start(model, images)
+        run = _Run(self, Stream(parts=parts, cls=cls), grid)
+        stream = self._through(model, run)
         if self.trace:
-            self.info = run.info(grid)
+            self.info = run.info()
             setattr(model, _INFO, self.info)
-        return classify(model, stream.hidden, stream.residual, stream.cls)
+        return self.family.finish(model, stream.parts, stream.cls)
 
     def feature_map(self, model: Any, images: Tensor) -> Float[Tensor, "b d rows columns"]:
         """Features of all patches; those that went keep the value they had when they did."""
-        hidden, cls, grid = embed(model, images)
-        run = _Run(self, hidden, cls)
-        run.canvas = hidden.float()
-        stream = self._through(model, run, hidden, cls)
-        run.paint(stream)
-        return as_map(model, run.canvas, grid)
+        parts, cls, grid = self.family.start(model, images)
+        run = _Run(self, Stream(parts=parts, cls=cls), grid)
+        run.canvas = parts[0].float()
+        run.paint(self._through(model, run))
+        return self.family.as_map(model, run.canvas, grid)
 
-    def _through(self, model: Any, run: _Run, hidden: Tensor, cls: Tensor) -> Stream:
-        """Both streams after the last block."""
-        stream = Stream(hidden=hidden, residual=hidden, cls=cls)
-        residual: Tensor | None = None
-        schedule = self.config.schedule
+    def _through(self, model: Any, run: _Run) -> Stream:
+        """The stream after the last block."""
+        stream, schedule = run.stream, self.config.schedule
         for number, layer in enumerate(model.layers, start=1):
             point = schedule.layers.index(number) if number in schedule.layers else None
             goes = point is not None and run.goes(point, stream)
             inside = goes and self.config.method != "merge"
-            hidden, residual, mixed = step(
-                layer, stream.hidden, residual, run.holes(number), inside=inside
+            parts, mixed = self.family.step(
+                layer, stream.parts, run.grid, run.holes(number), inside
             )
-            stream = replace(stream, hidden=hidden, residual=residual)
+            stream = replace(stream, parts=parts)
             if point is not None and goes:
                 stream = run.prune(point, stream, mixed)
-                residual = stream.residual
             elif point is not None:
                 run.keep_all()
         return stream
 
 
+def _check_settings(family: Family, config: PruneConfig) -> None:
+    """Raises ConfigError for what a model without class token, on a grid, cannot have."""
+    if family.has_cls:
+        return
+    reasons = {
+        f"score {config.score} needs a class token": config.score in NEED_CLS,
+        "align recorded needs a Delta of its own per direction": config.align == "recorded",
+        "align masked is an oracle for Vim": config.align == "masked",
+        "a 2-D convolution has no last token: use conv_align zero": config.conv_align == "hold",
+        "mode threshold needs sequences that can be padded": config.schedule.mode == "threshold",
+        "without convolution alignment the tokens close up to a smaller grid that has no gaps: "
+        "use align none": config.conv_align == "none" and config.align not in ("none", "hold"),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"{family.name}: {reason}")
+
+
 class _Run:
     """Tokens that are left while one batch goes through the blocks."""
 
-    def __init__(self, pruning: TokenPruning, hidden: Tensor, cls: Tensor) -> None:
+    def __init__(self, pruning: TokenPruning, stream: Stream, grid: tuple[int, int]) -> None:
         self._pruning, self._config = pruning, pruning.config
-        self._length = hidden.shape[1]
+        self.stream, self.grid = stream, grid
+        first = stream.parts[0]
+        self._length = stream.tokens
         self._generator = torch.Generator().manual_seed(self._config.seed)
-        self._positions = torch.arange(self._length, device=cls.device).expand(len(cls), -1)
+        self._positions = torch.arange(self._length, device=first.device).expand(len(first), -1)
         self._holes: Holes | None = None
         self._recorded: tuple[Tensor, Tensor] | None = None
         self.canvas: Tensor | None = None  # features of all positions, when somebody wants them
@@ -114,7 +132,7 @@ class _Run:
 
     def goes(self, point: int, stream: Stream) -> bool:
         """Whether any token goes at this prune point; if none does the dense path is taken."""
-        schedule, left = self._config.schedule, stream.hidden.shape[1] - 1
+        schedule, left = self._config.schedule, stream.tokens - stream.extra
         if schedule.mode == "threshold":
             return schedule.keep[point] < 1
         return schedule.count(point, left) < left
@@ -130,7 +148,8 @@ class _Run:
         assert self.canvas is not None
         whole = torch.cat([self.canvas, self.canvas[:, : self._positions.shape[1]]], dim=1)
         place = self._positions[..., None].expand(-1, -1, whole.shape[2])
-        painted = whole.scatter(1, place, stream.residual + stream.hidden)
+        first, *rest = stream.parts
+        painted = whole.scatter(1, place, sum(rest, first.float()))
         self.canvas = painted[:, : self._length]  # padding lies behind
 
     def keep_all(self) -> None:
@@ -141,7 +160,7 @@ class _Run:
         """The stream that is left after prune point `point`."""
         config = self._config
         if mixed is None:
-            score = stream.residual.new_zeros(stream.hidden.shape[:2])
+            score = stream.parts[0].new_zeros(stream.parts[0].shape[:2])
         else:
             score = score_tokens(config.score, mixed, stream.cls, self._generator)
         if self.canvas is not None:
@@ -155,46 +174,40 @@ class _Run:
         if left.valid is not None:
             behind = self._length + torch.arange(left.valid.shape[1], device=left.valid.device)
             self._positions = self._positions.where(left.valid, behind)
-        if config.schedule.cls == "center":
-            left = self._centred(left)
-        self._holes = Holes(
-            positions=self._positions,
+        if config.schedule.cls == "center" and left.cls is not None:
+            left, order = centred(left)
+            self._positions = self._positions.gather(1, order)
+        self._holes = self._new_holes(left)
+        if self._pruning.trace:
+            self._note(score, left)
+        return left
+
+    def _new_holes(self, left: Stream) -> Holes:
+        config = self._config
+        positions, grid = self._positions, self.grid
+        if not self._pruning.family.has_cls and config.conv_align == "none":
+            # What is left closes up, row by row, to the nearest rectangle (2409.18962, figure 1).
+            size = positions.shape[1]
+            wide = math.ceil(math.sqrt(size * grid[1] / grid[0]))
+            grid = (math.ceil(size / wide), wide)
+            positions = torch.arange(size, device=positions.device).expand(len(positions), -1)
+        return Holes(
+            positions=positions,
             length=self._length,
             align=config.align,
             conv_align=config.conv_align,
             max_gap=config.max_gap,
             valid=left.valid,
             recorded=self._recorded,
+            grid=grid,
         )
-        if self._pruning.trace:
-            self._note(score, left)
-        return left
 
     def _reduce(self, point: int, stream: Stream, score: Tensor) -> Reduced:
-        schedule, left = self._config.schedule, stream.hidden.shape[1] - 1
+        schedule, left = self._config.schedule, stream.tokens - stream.extra
         if schedule.mode == "threshold":
             least = min(schedule.min_tokens, left)
             return drop_ragged(stream, score, schedule.keep[point], least, left)
         return METHODS[self._config.method](stream, score, schedule.count(point, left))
-
-    def _centred(self, stream: Stream) -> Stream:
-        """The class token between two halves of what is left; positions are ranks from now on."""
-        size = stream.hidden.shape[1]
-        middle = (size - 1) // 2
-        place = torch.arange(size, device=stream.cls.device).expand(len(stream.cls), -1)
-        # Where each token of the new order stands in the old one.
-        other = place - (place > middle).long()
-        other = other + (other >= stream.cls[:, None]).long()
-        order = torch.where(place == middle, stream.cls[:, None], other)
-        self._positions = self._positions.gather(1, order)
-        pick = order[..., None].expand(-1, -1, stream.hidden.shape[2])
-        return replace(
-            stream,
-            hidden=stream.hidden.gather(1, pick),
-            residual=stream.residual.gather(1, pick),
-            cls=torch.full_like(stream.cls, middle),
-            size=None if stream.size is None else stream.size.gather(1, order),
-        )
 
     def _note(self, score: Tensor, left: Stream) -> None:
         assert self._holes is not None
@@ -205,7 +218,7 @@ class _Run:
         self._scores.append(score)
         self._gaps.append(self._holes.gaps[0])
 
-    def info(self, grid: tuple[int, int]) -> TokenInfo:
+    def info(self) -> TokenInfo:
         """The trace of the whole pass."""
         fate = torch.zeros_like(self._kept[0])
         for positions in self._kept:
@@ -213,31 +226,12 @@ class _Run:
             there.scatter_(1, positions % (self._length + 1), True)  # -1, padding, is the last
             fate = fate + there[:, : self._length].long()
         return TokenInfo(
-            grid=grid,
+            grid=self.grid,
             kept=tuple(self._kept),
             scores=tuple(self._scores),
             gaps=tuple(self._gaps),
             fate=fate,
         )
-
-
-_NEEDED = ("patch_embed", "cls_token", "pos_embed", "layers", "norm_f", "head")
-_IN_MIXER = (
-    "in_proj", "conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "A_log",
-    "A_b_log", "D", "D_b", "out_proj",
-)  # fmt: skip
-
-
-def _check(model: Any) -> None:
-    """Raises ConfigError naming what is missing for a module that is no Vim."""
-    missing = [name for name in _NEEDED if not hasattr(model, name)]
-    if not missing and len(model.layers):
-        mixer = getattr(model.layers[0], "mixer", None)
-        missing = [f"layers.0.mixer.{n}" for n in _IN_MIXER if not hasattr(mixer, n)]
-    if missing:
-        raise ConfigError(f"{type(model).__name__} is no Vim: it has no {', '.join(missing)}")
-    if getattr(model, "use_double_cls_token", False) or getattr(model, "if_rope", False):
-        raise ConfigError("a Vim with two class tokens or rotary positions cannot be pruned")
 
 
 def apply_patch(
@@ -256,12 +250,12 @@ def apply_patch(
     """Makes `model` prune tokens from its next forward pass on; what runs it is returned.
 
     Either a whole `config`, or keep_ratio and layers (default: three, evenly spread) with the other
-    settings. Any module with Vim's sub-modules will do, a foreign one too. Parameters, their names
-    and the class stay; a patched model is patched anew. trace: leave a `TokenInfo` in
-    `model._token_info` after every pass. Raises ConfigError when the model is no Vim, or has fewer
-    blocks than the schedule.
+    settings. Any module with the sub-modules of Vim or PlainMamba will do, a foreign one too.
+    Parameters, their names and the class stay; a patched model is patched anew. trace: leave a
+    `TokenInfo` in `model._token_info` after every pass. Raises ConfigError when the model is
+    neither, or has fewer blocks than the schedule.
     """
-    _check(model)
+    family_of(model)
     if config is None:
         if keep_ratio is None:
             raise ConfigError("say how much to keep: keep_ratio=0.8, or a whole config")

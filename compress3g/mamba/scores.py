@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,31 +18,33 @@ Score = Literal[
 ]  # fmt: skip
 
 
-def _clip(m: Mixed, cls: Tensor) -> Tensor:
+def _clip(m: Mixed, cls: Tensor | None) -> Tensor:
     return m.y.float().relu().sum(-1)
 
 
-def _sum(m: Mixed, cls: Tensor) -> Tensor:
+def _sum(m: Mixed, cls: Tensor | None) -> Tensor:
     return m.y.float().sum(-1)
 
 
-def _l1(m: Mixed, cls: Tensor) -> Tensor:
+def _l1(m: Mixed, cls: Tensor | None) -> Tensor:
     return m.y.float().abs().sum(-1)
 
 
-def _l2(m: Mixed, cls: Tensor) -> Tensor:
+def _l2(m: Mixed, cls: Tensor | None) -> Tensor:
     return m.y.float().square().sum(-1).sqrt()
 
 
-def _max(m: Mixed, cls: Tensor) -> Tensor:
+def _max(m: Mixed, cls: Tensor | None) -> Tensor:
     return m.y.float().amax(-1)
 
 
-def _gated(m: Mixed, cls: Tensor) -> Tensor:
+def _gated(m: Mixed, cls: Tensor | None) -> Tensor:
     return m.gated.float().relu().sum(-1)
 
 
-def _delta(m: Mixed, cls: Tensor) -> Tensor:
+def _delta(m: Mixed, cls: Tensor | None) -> Tensor:
+    if m.delta is not None:
+        return m.delta.mean(-1)
     return (m.scanned[0].delta + m.scanned[1].delta).mean(-1)
 
 
@@ -52,8 +54,9 @@ def _attentiveness(m: Mixed, cls: Tensor) -> Tensor:
     return (y @ y[row, cls][..., None]).squeeze(-1)
 
 
-def _mirrored(m: Mixed, cls: Tensor) -> Tensor:
+def _mirrored(m: Mixed, cls: Tensor | None) -> Tensor:
     """The backward output in scan order: token m gets the score of token l - 1 - m."""
+    assert m.backward_gated is not None
     return m.backward_gated.float().sum(-1).flip(1)
 
 
@@ -85,7 +88,9 @@ def _attention_of_cls(s: Scanned, cls: Int[Tensor, "b"]) -> Float[Tensor, "b l"]
     return (alpha * delta).abs().mean(-1).masked_fill(~seen, 0)
 
 
-_SCORES: dict[str, Callable[[Mixed, Tensor], Tensor]] = {
+# What they compare with is the class token, or the backward direction of two.
+NEED_CLS = ("attentiveness", "hidden_attention", "mirrored")
+_SCORES: dict[str, Callable[[Mixed, Any], Tensor]] = {
     "clip": _clip,
     "sum": _sum,
     "l1": _l1,
@@ -100,7 +105,10 @@ _SCORES: dict[str, Callable[[Mixed, Tensor], Tensor]] = {
 
 
 def score_tokens(
-    kind: Score, mixed: Mixed, cls: Int[Tensor, "b"], generator: torch.Generator | None = None
+    kind: Score,
+    mixed: Mixed,
+    cls: Int[Tensor, "b"] | None,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b l"]:
     """Scores of all tokens in float32, detached; higher stays.
 

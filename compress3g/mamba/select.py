@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,13 +18,22 @@ Method = Literal["drop", "evit", "merge", "utr"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """Both streams of a Vim between two blocks."""
+    """Tokens between two blocks: of Vim hidden states and residual, of PlainMamba one stream."""
 
-    hidden: Float[Tensor, "b l d"]
-    residual: Float[Tensor, "b l d"]
-    cls: Int[Tensor, "b"]
+    parts: tuple[Float[Tensor, "b l d"], ...]
+    cls: Int[Tensor, "b"] | None = None  # where each image's class token stands
     size: Float[Tensor, "b l"] | None = None  # tokens merged into each; None: one each
     valid: Bool[Tensor, "b l"] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Class token and padding included."""
+        return self.parts[0].shape[1]
+
+    @property
+    def extra(self) -> int:
+        """Tokens that never go."""
+        return 0 if self.cls is None else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +48,13 @@ def _protected(score: Tensor, stream: Stream) -> Tensor:
     """Class tokens first, padding last."""
     if stream.valid is not None:
         score = score.masked_fill(~stream.valid, -torch.inf)
-    return score.scatter(1, stream.cls[:, None], torch.inf)
-
-
-def _cls_in(index: Int[Tensor, "b k"], cls: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
-    """Where each image's class token stands among the tokens of `index`."""
-    return (index < cls[:, None]).sum(1)
+    return score if stream.cls is None else score.scatter(1, stream.cls[:, None], torch.inf)
 
 
 def _pick(stream: Stream, index: Tensor) -> Stream:
     return Stream(
-        hidden=gather_tokens(stream.hidden, index),
-        residual=gather_tokens(stream.residual, index),
-        cls=_cls_in(index, stream.cls),
+        parts=tuple(gather_tokens(part, index) for part in stream.parts),
+        cls=None if stream.cls is None else (index < stream.cls[:, None]).sum(1),
         size=None if stream.size is None else stream.size.gather(1, index),
         valid=None if stream.valid is None else stream.valid.gather(1, index),
     )
@@ -59,7 +62,7 @@ def _pick(stream: Stream, index: Tensor) -> Stream:
 
 def drop(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     """The `count` best patch tokens and the class token."""
-    index = keep_tokens(_protected(score, stream), count + 1)
+    index = keep_tokens(_protected(score, stream), count + stream.extra)
     return Reduced(stream=_pick(stream, index), index=index)
 
 
@@ -71,6 +74,7 @@ def drop_ragged(
     Scores count from the lowest of the image on, so that they have no sign. Images that keep fewer
     than others are padded to the same length, behind their own tokens.
     """
+    assert stream.cls is not None
     flat = score if stream.valid is None else score.masked_fill(~stream.valid, torch.inf)
     positive = (score - flat.amin(1, keepdim=True)).scatter(1, stream.cls[:, None], 0.0)
     if stream.valid is not None:
@@ -78,7 +82,7 @@ def drop_ragged(
     best = positive.sort(dim=1, descending=True, stable=True).values.double()
     before = best.cumsum(1) - best
     wanted = (before < share * best.sum(1, keepdim=True) - 1e-12).sum(1)
-    real = stream.hidden.shape[1] - 1 if stream.valid is None else stream.valid.sum(1) - 1
+    real = stream.tokens - 1 if stream.valid is None else stream.valid.sum(1) - 1
     wanted = wanted.clamp(least, most).minimum(torch.as_tensor(real, device=wanted.device))
     longest = int(wanted.max()) if len(wanted) else least
     index = keep_tokens(_protected(score, stream), longest + 1)
@@ -91,8 +95,7 @@ def drop_ragged(
     order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
     index, valid = index.gather(1, order), valid.gather(1, order)
     picked = Stream(
-        hidden=gather_tokens(stream.hidden, index),
-        residual=gather_tokens(stream.residual, index),
+        parts=tuple(gather_tokens(part, index) for part in stream.parts),
         cls=((index < stream.cls[:, None]) & valid).sum(1),
         valid=valid,
     )
@@ -105,21 +108,20 @@ def evit(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     Their average by score (2202.07800, 3.2) takes the place of the best of them: a scan has an
     order, and this is the one place the fused token has a claim to. As many tokens as with `drop`.
     """
-    if count < 2 or count + 1 >= stream.hidden.shape[1]:
+    if count < 2 or count + stream.extra >= stream.tokens:
         return drop(stream, score, count)
-    ranked = _protected(score, stream)
-    order = ranked.argsort(dim=1, descending=True, stable=True)
-    index = order[:, : count + 1].sort(1).values  # the last of them becomes the fused token
-    fused, rest = order[:, count : count + 1], order[:, count:]
+    count += stream.extra
+    order = _protected(score, stream).argsort(dim=1, descending=True, stable=True)
+    index = order[:, :count].sort(1).values  # the worst of them becomes the fused token
+    fused, rest = order[:, count - 1 : count], order[:, count - 1 :]
     weight = score.gather(1, rest).float().softmax(1)[..., None]
     picked = _pick(stream, index)
     at = (index == fused).to(torch.int8).argmax(1)
     row = torch.arange(len(at), device=at.device)
-    hidden, residual = picked.hidden.clone(), picked.residual.clone()
-    hidden[row, at] = (gather_tokens(stream.hidden, rest) * weight).sum(1).to(hidden.dtype)
-    residual[row, at] = (gather_tokens(stream.residual, rest) * weight).sum(1)
-    stream = Stream(hidden=hidden, residual=residual, cls=picked.cls, size=picked.size)
-    return Reduced(stream=stream, index=index)
+    parts = [part.clone() for part in picked.parts]
+    for part, whole in zip(parts, stream.parts, strict=True):
+        part[row, at] = (gather_tokens(whole, rest) * weight).sum(1).to(part.dtype)
+    return Reduced(stream=replace(picked, parts=tuple(parts)), index=index)
 
 
 def merge(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
@@ -138,7 +140,7 @@ def utr(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     """The less important half matched with the more important (UTR, 2410.14725, 4.2 and 4.3).
 
     Of the tokens that go, in the hidden states the half most alike is merged and the rest dropped;
-    in the residual all are merged. At most half of the tokens go.
+    in the residual, or the only stream, all are merged. At most half of the tokens go.
     """
     patches = _patches(stream)
     order = score.gather(1, patches).argsort(dim=1, descending=True, stable=True)
@@ -148,12 +150,29 @@ def utr(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     return _match(stream, a, b, count, dropped=0.5)
 
 
+def centred(stream: Stream) -> tuple[Stream, Int[Tensor, "b k"]]:
+    """The class token between two halves of the others, and which token stands where now."""
+    assert stream.cls is not None
+    middle = (stream.tokens - 1) // 2
+    place = torch.arange(stream.tokens, device=stream.cls.device).expand(len(stream.cls), -1)
+    other = place - (place > middle).long()  # its place among the others
+    other = other + (other >= stream.cls[:, None]).long()
+    order = torch.where(place == middle, stream.cls[:, None], other)
+    moved = Stream(
+        parts=tuple(gather_tokens(part, order) for part in stream.parts),
+        cls=torch.full_like(stream.cls, middle),
+        size=None if stream.size is None else stream.size.gather(1, order),
+    )
+    return moved, order
+
+
 def _patches(stream: Stream) -> Int[Tensor, "b p"]:
     """Indices of the patch tokens of every image."""
-    size = stream.hidden.shape[1]
-    index = torch.arange(size, device=stream.hidden.device).expand(len(stream.cls), -1)
-    other = torch.arange(size - 1, device=stream.hidden.device)
-    return index.gather(1, other + (other >= stream.cls[:, None]).long())
+    first = stream.parts[0]
+    other = torch.arange(stream.tokens - stream.extra, device=first.device)
+    if stream.cls is None:
+        return other.expand(len(first), -1)
+    return other + (other >= stream.cls[:, None]).long()
 
 
 def _match(
@@ -162,20 +181,23 @@ def _match(
     """The tokens of `a` that have the closest partner in `b` merge into it, or go."""
     away = min(a.shape[1] + b.shape[1] - count, a.shape[1])
     with torch.no_grad():
-        alike = F.normalize(stream.hidden.float(), dim=-1)
+        alike = F.normalize(stream.parts[0].float(), dim=-1)
         cosine = gather_tokens(alike, a) @ gather_tokens(alike, b).transpose(1, 2)
         closest, partner = cosine.max(-1)
         order = closest.argsort(dim=1, descending=True, stable=True)
         source = a.gather(1, order[:, :away])
         target = b.gather(1, partner.gather(1, order[:, :away]))
-        stays = torch.cat([b, a.gather(1, order[:, away:]), stream.cls[:, None]], 1)
-        index = stays.sort(1).values
-    size = stream.size if stream.size is not None else torch.ones_like(stream.residual[..., 0])
-    lost = round(dropped * away)
+        stays = [b, a.gather(1, order[:, away:])]
+        if stream.cls is not None:
+            stays.append(stream.cls[:, None])
+        index = torch.cat(stays, 1).sort(1).values
+    last = stream.parts[-1]
+    size = stream.size if stream.size is not None else torch.ones_like(last[..., 0])
+    lost = round(dropped * away) if len(stream.parts) > 1 else 0
     kept = source[:, : away - lost], target[:, : away - lost]
-    hidden, _ = _add(stream.hidden, size, *kept)
-    residual, grown = _add(stream.residual, size, source, target)
-    whole = Stream(hidden=hidden, residual=residual, cls=stream.cls, size=grown)
+    first = [_add(part, size, *kept)[0] for part in stream.parts[:-1]]
+    residual, grown = _add(last, size, source, target)
+    whole = Stream(parts=(*first, residual), cls=stream.cls, size=grown)
     return Reduced(stream=_pick(whole, index), index=index)
 
 

@@ -59,12 +59,13 @@ class Scanned:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """Inside of one mixer call: y and y * silu(z), each summed over both directions."""
+    """Inside of one mixer call: y and y * silu(z), each summed over directions."""
 
     y: Float[Tensor, "b l e"]  # with D u, before the gate
     gated: Float[Tensor, "b l e"]
-    backward_gated: Float[Tensor, "b l e"]
-    scanned: tuple[Scanned, Scanned]
+    backward_gated: Float[Tensor, "b l e"] | None = None
+    scanned: tuple[Scanned, ...] = ()
+    delta: Float[Tensor, "b l e"] | None = None  # where all directions share it
 
 
 def _scan_inputs(way: Direction, x: Tensor, holes: Holes | None) -> Scanned:
@@ -146,12 +147,15 @@ def step(
     if residual is None:
         residual = hidden.float()
     else:
-        residual = residual + _drop(hidden, getattr(layer, "drop_rate", 0.0), layer.training)
+        residual = residual + drop_path(hidden, getattr(layer, "drop_rate", 0.0), layer.training)
     out, mixed = mix(layer.mixer, _norm(layer.norm, residual), holes, inside=inside)
     return out, residual, mixed
 
 
-def _drop(hidden: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(
+    hidden: Float[Tensor, "b l d"], rate: float, training: bool
+) -> Float[Tensor, "b l d"]:
+    """In training, zeros for a share of the images and more for the others (1603.09382)."""
     if not training or rate == 0:
         return hidden
     stays = torch.rand(len(hidden), 1, 1, device=hidden.device) >= rate

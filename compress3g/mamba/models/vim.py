@@ -56,6 +56,25 @@ class VimConfig:
         """Number of patch tokens, M; the class token stands at M // 2."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens that are no patches."""
+        return 1
+
+    def token_cost(self, convention: str) -> int:
+        """Multiply-adds of one token in one block; the papers count one direction."""
+        d, e, n, r = self.width, self.inner, self.state, self.rank
+        way = 4 * e + e * (r + 2 * n) + r * e
+        if convention == "paper":
+            return 3 * d * e + way + 9 * e * n + 2 * e
+        return 3 * d * e + 2 * (way + 4 * e * n + e) + e
+
+    def fixed_cost(self) -> int:
+        """Multiply-adds of the patch embedding and the head."""
+        return self.patches * self.width * self.channels * self.patch**2 + (
+            self.width * self.classes
+        )
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension."""
