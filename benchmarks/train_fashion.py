@@ -11,11 +11,12 @@ it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from _fashion import PREPROCESS, splits, write
+from _fashion import CLASSES, PREPROCESS, splits, write
 from _report import goal, parser, report
 
 from compress3g.mamba import (
@@ -31,6 +32,7 @@ from compress3g.mamba.train import TrainConfig, Trained, accuracy, train
 
 OUT = Path(__file__).parent.parent / "pipelines" / "fashion_vim"
 LAYERS = (2, 4, 6)
+_FLOOR = {0.8: 84.0, 0.65: 80.0}  # % of the test split that a fine-tuned model has at least
 RECIPE = TrainConfig(
     epochs=1, lr=2e-3, warmup=80, weight_decay=0.05, batch=64, flip=True, ema=0.995
 )
@@ -66,8 +68,6 @@ def main() -> None:
 
 
 def _config(base: TrainConfig, chosen) -> TrainConfig:
-    from dataclasses import replace
-
     return replace(base, epochs=chosen.epochs or base.epochs, seed=chosen.seed)
 
 
@@ -89,10 +89,9 @@ def _fine_tuned(parts: dict[str, Arrays], chosen) -> dict:
         model = load_checkpoint(chosen.out / "dense").model
         schedule = PruneSchedule(layers=LAYERS, keep=(keep,) * len(LAYERS))
         apply_patch(model, PruneConfig(schedule=schedule))
-        before = accuracy(model, parts["test"], PREPROCESS)
         config = _config(FINE, chosen)
         trained = train(model, parts["train"], PREPROCESS, config, teacher=teacher)
-        row = {**_row(model, parts, trained, config), "zero_shot": before, "goal": before}
+        row = {**_row(model, parts, trained, config), "goal": _FLOOR[keep]}
         rows[f"keep_{keep}"] = row
         if not chosen.quick:
             save_checkpoint(chosen.out / f"keep_{keep}", model, PREPROCESS, row)
@@ -102,7 +101,7 @@ def _fine_tuned(parts: dict[str, Arrays], chosen) -> dict:
 def _row(model, parts: dict[str, Arrays], trained: Trained, config: TrainConfig) -> dict:
     row = {
         "test": accuracy(model, parts["test"], PREPROCESS),
-        "validation": accuracy(model, parts["validation"], PREPROCESS),
+        "classes": list(CLASSES),
         "epochs": config.epochs,
         "steps": trained.steps,
         "loss": trained.loss,

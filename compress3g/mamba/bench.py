@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,3 +101,21 @@ def benchmark(
             )
         )
     return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `to_json`, each with its backend and keep, for a terminal."""
+    lines = [
+        f"{'backend':10}{'keep':>6}{'images/s':>10}{'p50 ms':>9}{'p90 ms':>9}"
+        f"{'speed-up':>10}{'95 %':>14}{'ideal':>7}{'realised':>10}"
+    ]
+    for r in rows:
+        between = r["speed_up_interval"]
+        spread = "" if between is None else f"{between[0]:.2f} to {between[1]:.2f}"
+        lines.append(
+            f"{r['backend']:10}{r['keep']:>6g}{r['images_per_second']:>10.1f}{r['ms_p50']:>9.1f}"
+            f"{r['ms_p90']:>9.1f}{r['speed_up']:>9.2f}x{spread:>14}{r['ideal']:>6.2f}x"
+            f"{r['speed_up'] / r['ideal']:>10.0%}"
+        )
+    lines.append("Processor time of all threads; ideal: the ratio of multiply-adds.")
+    return "\n".join(lines) + "\n"

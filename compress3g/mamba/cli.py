@@ -314,7 +314,7 @@ def bench(
 ) -> None:
     """Throughput and latency, dense against pruned, with the ideal beside it."""
     from ..kernels import registry
-    from .bench import benchmark
+    from .bench import benchmark, table
     from .models import create_model
     from .sweep import grid
 
@@ -339,22 +339,7 @@ def bench(
     if as_json:
         click.echo(json.dumps(rows))
         return
-    click.echo(
-        f"{'backend':10}{'keep':>6}{'images/s':>10}{'p50 ms':>9}{'p90 ms':>9}"
-        f"{'speed-up':>10}{'95 %':>14}{'ideal':>7}{'realised':>10}"
-    )
-    for r in rows:
-        spread = (
-            ""
-            if r["speed_up_interval"] is None
-            else "{:.2f} to {:.2f}".format(*r["speed_up_interval"])
-        )
-        click.echo(
-            f"{r['backend']:10}{r['keep']:>6g}{r['images_per_second']:>10.1f}{r['ms_p50']:>9.1f}"
-            f"{r['ms_p90']:>9.1f}{r['speed_up']:>9.2f}x{spread:>14}{r['ideal']:>6.2f}x"
-            f"{r['speed_up'] / r['ideal']:>10.0%}"
-        )
-    click.echo("Processor time of all threads; ideal: the ratio of multiply-adds.")
+    click.echo(table(rows), nl=False)
 
 
 @app.command()
