@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -57,7 +59,9 @@ def test_totals_are_the_published_ones(name, millions):
 
 def test_a_state_dict_with_published_names_and_shapes_loads(tmp_path):
     state = published_state()
-    torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "vim_t.pth")
+    beside = {"args": argparse.Namespace(lr=1e-3), "epoch": 299}
+    wrapped = {"model": {f"module.{k}": v for k, v in state.items()}, **beside}
+    torch.save(wrapped, tmp_path / "vim_t.pth")
     model = load_checkpoint(tmp_path / "vim_t.pth").model
     assert model.config == VimConfig()
     assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == {
