@@ -27,8 +27,8 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "residual_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
-    "selective_scan": {"cpu": ("chunked", "reference"), "cuda": ("chunked", "reference")},
-    "causal_conv": {"cpu": ("reference",), "cuda": ("reference",)},
+    "selective_scan": {"cpu": ("cpu", "chunked", "reference"), "cuda": ("chunked", "reference")},
+    "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }
 
 _forced: dict[str, str] = {}

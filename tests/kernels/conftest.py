@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "body" in metafunc.fixturenames:
         metafunc.parametrize("body", ["reference", *compiled])
     if "scan_body" in metafunc.fixturenames:
-        metafunc.parametrize("scan_body", ["reference", "chunked"])
+        metafunc.parametrize("scan_body", ["reference", "chunked", *compiled])
     if "compiled" in metafunc.fixturenames:
         metafunc.parametrize("compiled", compiled)
 

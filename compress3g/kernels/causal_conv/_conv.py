@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
-from typing import Literal
 
 from ...errors import ConfigError
 from ..cost import spend
 from ..registry import pick
+from ._opaque import Inputs
 from ._taps import Mode
 
 
@@ -49,10 +49,17 @@ def causal_conv1d(
     """
     _check(x, weight, bias, activation, mode)
     places = None if mode == "none" else _places(x, positions, length, mode)
-    with spend("causal_conv", lambda: 2 * x.numel() * weight.shape[1]):
-        return pick("causal_conv", x.device, backend).convolve(  # type: ignore[no-any-return]
-            x, weight, bias, places, mode=mode, reverse=reverse, silu=activation == "silu"
-        )
+    inputs = Inputs(
+        x=x,
+        weight=weight,
+        bias=bias,
+        positions=places,
+        mode=mode,
+        reverse=reverse,
+        silu=activation == "silu",
+    )
+    with spend("causal_conv", lambda: inputs.flops):
+        return pick("causal_conv", x.device, backend).convolve(inputs)  # type: ignore[no-any-return]
 
 
 def _check(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from typing import Literal
 
 Mode = Literal["none", "zero", "hold"]
 

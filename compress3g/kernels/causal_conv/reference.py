@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._taps import Mode, sources
+from ._opaque import Inputs
+from ._taps import sources
 
 
 def usable() -> str | None:
@@ -33,23 +33,16 @@ def _with_holes(x: Tensor, weight: Tensor, bias: Tensor | None, source: Tensor) 
     return out
 
 
-def convolve(
-    x: Float[Tensor, "b l e"],
-    weight: Float[Tensor, "e taps"],
-    bias: Float[Tensor, "e"] | None,
-    positions: Int[Tensor, "b l"] | None,
-    *,
-    mode: Mode,
-    reverse: bool,
-    silu: bool,
-) -> Float[Tensor, "b l e"]:
+def convolve(x: Inputs) -> Tensor:
     """The result, differentiable by autograd."""
-    work = torch.promote_types(x.dtype, torch.float32)
-    rows, weight = x.to(work), weight.to(work)
-    bias = None if bias is None else bias.to(work)
-    if positions is None or x.numel() == 0:
-        out = _dense(rows, weight, bias, reverse=reverse) if x.numel() else rows * 1
+    work = torch.promote_types(x.x.dtype, torch.float32)
+    rows, weight = x.x.to(work), x.weight.to(work)
+    bias = None if x.bias is None else x.bias.to(work)
+    if rows.numel() == 0:
+        out = rows * 1
+    elif x.positions is None:
+        out = _dense(rows, weight, bias, reverse=x.reverse)
     else:
-        source = sources(positions, weight.shape[1], mode=mode, reverse=reverse)
+        source = sources(x.positions, weight.shape[1], mode=x.mode, reverse=x.reverse)
         out = _with_holes(rows, weight, bias, source)
-    return (F.silu(out) if silu else out).to(x.dtype)
+    return (F.silu(out) if x.silu else out).to(x.x.dtype)

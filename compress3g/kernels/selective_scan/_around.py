@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ._inputs import Inputs, Outputs
 
-
 # (decay, drive, A, B, C, h_0) to every y and the last h, in the order of the steps:
 # h_k = exp(decay_k A) h_{k-1} + drive_k B_k, y_k = C_k . h_k.
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

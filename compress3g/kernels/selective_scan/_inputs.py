@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from typing import Literal
 
 from ...errors import ConfigError
 
@@ -95,8 +93,8 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Gated output (the ungated one without z), output before the gate, state after the end."""
+    """What a backend calculated; a state that was not asked for may be empty."""
 
-    out: Float[Tensor, "b l e"]
-    ungated: Float[Tensor, "b l e"]
-    last_state: Float[Tensor, "b e n"]
+    out: Tensor  # (b, l, e), gated if there is a gate
+    ungated: Tensor  # (b, l, e), before the gate
+    last_state: Tensor  # (b, e, n), float32 at least

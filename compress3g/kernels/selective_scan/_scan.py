@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ..cost import spend
 from ..registry import pick
 from ._inputs import GapMode, Inputs
-
-
-def _flops(x: Inputs) -> int:
-    """Three multiply-adds and an exponential per step, channel and state; D is one more per step."""
-    return x.u.numel() * (7 * x.A.shape[1] + 2 * (x.D is not None))
+from ._opaque import flops
 
 
 def selective_scan(
@@ -34,7 +31,7 @@ def selective_scan(
     return_last_state: bool = False,
     return_ungated: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, ...]:
+) -> Any:  # Tensor or tuple[Tensor, ...]
     """Outputs of a selective state-space model, differentiable in every float argument.
 
         h_k = exp((Delta_k + G_k) A) h_{k-1} + Delta_k B_k u_k,   y_k = C_k . h_k + D u_k
@@ -75,8 +72,10 @@ def selective_scan(
         reverse=reverse,
     )
     x.check()
-    with spend("selective_scan", lambda: _flops(x)):
-        found = pick("selective_scan", u.device, backend).scan(x)
+    with spend("selective_scan", lambda: flops(x)):
+        found = pick("selective_scan", u.device, backend).scan(
+            x, ungated=return_ungated, last_state=return_last_state
+        )
     wanted = [found.out]
     if return_ungated:
         wanted.append(found.ungated)

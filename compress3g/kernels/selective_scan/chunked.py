@@ -1,8 +1,8 @@
 """The recurrence in plain torch, all chunks of 16 steps at once: a graph that exports and compiles.
 
 Inside a chunk, h_s = P_s H + l_s: l starts from zero, H is the state before the chunk, and P_s is
-the product of the decays up to s. Only exponents of decay times A occur: dividing by such products, or
-subtracting their logarithms, overflows as soon as a chunk forgets its start.
+the product of the decays up to s. Only exponents of decay times A occur: dividing by such products,
+or subtracting their logarithms, overflows as soon as a chunk forgets its start.
 """
 
 from __future__ import annotations
@@ -40,22 +40,25 @@ def _recurrence(
         whole: Tensor = F.pad(x, padding)
         return whole.reshape(x.shape[0], chunks, _STEPS, *x.shape[2:])
 
-    B, C = split(per_channel(B, e)), split(per_channel(C, e))
-    factor = (split(decay)[..., None] * A).exp()
-    share = split(drive)[..., None] * B
-    product, local = [factor[:, :, 0]], [share[:, :, 0]]
-    for s in range(1, _STEPS):
-        product.append(factor[:, :, s] * product[-1])
-        local.append(factor[:, :, s] * local[-1] + share[:, :, s])
+    # Taken apart once: the gradient of `unbind` is one `stack`, of an index a full tensor each.
+    factors = (split(decay)[..., None] * A).exp().unbind(2)
+    shares = (split(drive)[..., None] * split(per_channel(B, e))).unbind(2)
+    product, local = [factors[0]], [shares[0]]
+    for factor, share in zip(factors[1:], shares[1:], strict=True):
+        product.append(factor * product[-1])
+        local.append(factor * local[-1] + share)
     before = []
-    for c in range(chunks):
+    for whole, end in zip(product[-1].unbind(1), local[-1].unbind(1), strict=True):
         before.append(state)
-        state = product[-1][:, c] * state + local[-1][:, c]
+        state = whole * state + end
     start = torch.stack(before, 1)
-    rows = [(C[:, :, s] * (product[s] * start + local[s])).sum(-1) for s in range(_STEPS)]
+    rows = [
+        (c * (p * start + h)).sum(-1)
+        for c, p, h in zip(split(per_channel(C, e)).unbind(2), product, local, strict=True)
+    ]
     return torch.stack(rows, 2).flatten(1, 2)[:, :length], state
 
 
-def scan(x: Inputs) -> Outputs:
-    """All outputs, differentiable by autograd."""
+def scan(x: Inputs, *, ungated: bool, last_state: bool) -> Outputs:
+    """All outputs, wanted or not, differentiable by autograd."""
     return run(x, _recurrence)

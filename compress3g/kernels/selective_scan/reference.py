@@ -31,6 +31,6 @@ def _recurrence(
     return torch.stack(rows, 1), state
 
 
-def scan(x: Inputs) -> Outputs:
-    """All outputs, differentiable by autograd."""
+def scan(x: Inputs, *, ungated: bool, last_state: bool) -> Outputs:
+    """All outputs, wanted or not, differentiable by autograd."""
     return run(x, _recurrence)

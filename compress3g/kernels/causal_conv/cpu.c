@@ -1,0 +1,2 @@
+#define BODY "causal_conv/body.h"
+#include "../_bodies.h"

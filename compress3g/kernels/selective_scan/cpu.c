@@ -1,0 +1,2 @@
+#define BODY "selective_scan/body.h"
+#include "../_bodies.h"
