@@ -23,6 +23,7 @@ _COMMANDS = {
     "nerf": ("compress3g.nerf.cli:app", "Train, prune, render and inspect radiance fields."),
     "prune": ("compress3g.transformer.cli:prune", "Prune a Hugging Face transformer."),
     "diffusion": ("compress3g.diffusion.cli:app", "Prune and compare text-to-image pipelines."),
+    "mamba": ("compress3g.mamba.cli:app", "Prune tokens of vision state-space models."),
     "index": ("compress3g.retrieval.cli:app", "Index, search and evaluate pages of documents."),
     "profile": ("compress3g.cli.profile:profile", "Say what a function costs, or which is faster."),
     "doctor": ("compress3g.cli.doctor:doctor", "Say which backends run here, and what would help."),

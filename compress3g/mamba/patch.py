@@ -1,0 +1,322 @@
+"""Pruning of tokens put on a model and taken off it again; weights and their names stay."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .config import Preset, PruneConfig
+from .config import preset as preset_config
+from .holes import Align, ConvAlign, Holes, record
+from .models.bimamba import Mixed
+from .models.family import Family, family_of
+from .schedule import PruneSchedule, even_layers
+from .scores import NEED_CLS, Score, score_tokens
+from .select import METHODS, Method, Reduced, Stream, centred, drop_ragged
+
+_PATCH = "_token_pruning"
+_INFO = "_token_info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenInfo:
+    """What the last forward pass kept: original indices, the class token's among them.
+
+    kept[0] are all tokens and kept[i] those after prune point i; padding of images that kept fewer
+    has index -1. scores and gaps are of the prune points at which tokens went. `fate` says for each
+    original token at which prune point it went; one more than there are points for those that stay.
+    """
+
+    grid: tuple[int, int]
+    kept: tuple[Int[Tensor, "b _"], ...]
+    scores: tuple[Float[Tensor, "b _"], ...]  # of the tokens before
+    gaps: tuple[Int[Tensor, "b _"], ...]  # positions missing before each token, forward
+    fate: Int[Tensor, "b n"]
+
+
+class TokenPruning:
+    """Runs a model with fewer and fewer tokens.
+
+    gates: with `align="learned"`, logits g (blocks, directions, E) to be trained; else None.
+    """
+
+    def __init__(self, model: Any, config: PruneConfig, *, trace: bool = False) -> None:
+        config.schedule.check(len(model.layers))
+        self.family, self.config, self.trace = family_of(model), config, trace
+        _check_settings(self.family, config)
+        self.info: TokenInfo | None = None
+        self.gates: nn.Parameter | None = None
+        if config.align == "learned":
+            shape = len(model.layers), self.family.directions, self.family.inner(model)
+            self.gates = nn.Parameter(torch.full(shape, 4.0, device=model.pos_embed.device))
+
+    def __call__(self, model: Any, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """Logits after all blocks."""
+        parts, cls, grid = self.family.start(model, images)
+        run = _Run(self, Stream(parts=parts, cls=cls), grid)
+        stream = self._through(model, run)
+        if self.trace:
+            self.info = run.info()
+            setattr(model, _INFO, self.info)
+        return self.family.finish(model, stream.parts, stream.cls)
+
+    def feature_map(self, model: Any, images: Tensor) -> Float[Tensor, "b d rows columns"]:
+        """Features of all patches; those that went keep the value they had when they did."""
+        parts, cls, grid = self.family.start(model, images)
+        run = _Run(self, Stream(parts=parts, cls=cls), grid)
+        run.canvas = parts[0].float()
+        run.paint(self._through(model, run))
+        return self.family.as_map(model, run.canvas, grid)
+
+    def _through(self, model: Any, run: _Run) -> Stream:
+        """The stream after the last block."""
+        stream, schedule = run.stream, self.config.schedule
+        for number, layer in enumerate(model.layers, start=1):
+            point = schedule.layers.index(number) if number in schedule.layers else None
+            goes = point is not None and run.goes(point, stream)
+            inside = goes and self.config.method != "merge"
+            parts, mixed = self.family.step(
+                layer, stream.parts, run.grid, run.holes(number), inside
+            )
+            stream = replace(stream, parts=parts)
+            if point is not None and goes:
+                stream = run.prune(point, stream, mixed)
+            elif point is not None:
+                run.keep_all()
+        return stream
+
+
+def _check_settings(family: Family, config: PruneConfig) -> None:
+    """Raises ConfigError for what a model without class token, on a grid, cannot have."""
+    if family.has_cls:
+        return
+    reasons = {
+        f"score {config.score} needs a class token": config.score in NEED_CLS,
+        "align recorded needs a Delta of its own per direction": config.align == "recorded",
+        "align masked is an oracle for Vim": config.align == "masked",
+        "a 2-D convolution has no last token: use conv_align zero": config.conv_align == "hold",
+        "mode threshold needs sequences that can be padded": config.schedule.mode == "threshold",
+        "without convolution alignment the tokens close up to a smaller grid that has no gaps: "
+        "use align none": config.conv_align == "none" and config.align not in ("none", "hold"),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"{family.name}: {reason}")
+
+
+class _Run:
+    """Tokens that are left while one batch goes through the blocks."""
+
+    def __init__(self, pruning: TokenPruning, stream: Stream, grid: tuple[int, int]) -> None:
+        self._pruning, self._config = pruning, pruning.config
+        self.stream, self.grid = stream, grid
+        first = stream.parts[0]
+        self._length = stream.tokens
+        self._generator = torch.Generator().manual_seed(self._config.seed)
+        self._positions = torch.arange(self._length, device=first.device).expand(len(first), -1)
+        self._holes: Holes | None = None
+        self._recorded: tuple[Tensor, Tensor] | None = None
+        self.canvas: Tensor | None = None  # features of all positions, when somebody wants them
+        self._kept = [self._positions]
+        self._scores: list[Tensor] = []
+        self._gaps: list[Tensor] = []
+
+    def goes(self, point: int, stream: Stream) -> bool:
+        """Whether any token goes at this prune point; if none does the dense path is taken."""
+        schedule, left = self._config.schedule, stream.tokens - stream.extra
+        if schedule.mode == "threshold":
+            return schedule.keep[point] < 1
+        return schedule.count(point, left) < left
+
+    def holes(self, number: int) -> Holes | None:
+        """What the mixer of block `number` has to know; None while nothing is missing."""
+        if self._holes is None or self._pruning.gates is None:
+            return self._holes
+        return replace(self._holes, gate=self._pruning.gates[number - 1].sigmoid())
+
+    def paint(self, stream: Stream) -> None:
+        """Writes what the stream holds to the places of its tokens."""
+        assert self.canvas is not None
+        whole = torch.cat([self.canvas, self.canvas[:, : self._positions.shape[1]]], dim=1)
+        place = self._positions[..., None].expand(-1, -1, whole.shape[2])
+        first, *rest = stream.parts
+        painted = whole.scatter(1, place, sum(rest, first.float()))
+        self.canvas = painted[:, : self._length]  # padding lies behind
+
+    def keep_all(self) -> None:
+        """Notes a prune point at which nothing goes."""
+        self._kept.append(self._kept[-1])
+
+    def prune(self, point: int, stream: Stream, mixed: Mixed | None) -> Stream:
+        """The stream that is left after prune point `point`."""
+        config = self._config
+        if mixed is None:
+            score = stream.parts[0].new_zeros(stream.parts[0].shape[:2])
+        else:
+            score = score_tokens(config.score, mixed, stream.cls, self._generator)
+        if self.canvas is not None:
+            self.paint(stream)
+        reduced = self._reduce(point, stream, score)
+        if config.align == "recorded" and mixed is not None:
+            deltas = mixed.scanned[0].delta, mixed.scanned[1].delta
+            self._recorded = record(self._recorded, deltas, reduced.index)
+        self._positions = self._positions.gather(1, reduced.index)
+        left = reduced.stream
+        if left.valid is not None:
+            behind = self._length + torch.arange(left.valid.shape[1], device=left.valid.device)
+            self._positions = self._positions.where(left.valid, behind)
+        if config.schedule.cls == "center" and left.cls is not None:
+            left, order = centred(left)
+            self._positions = self._positions.gather(1, order)
+        self._holes = self._new_holes(left)
+        if self._pruning.trace:
+            self._note(score, left)
+        return left
+
+    def _new_holes(self, left: Stream) -> Holes:
+        config = self._config
+        positions, grid = self._positions, self.grid
+        if not self._pruning.family.has_cls and config.conv_align == "none":
+            # What is left closes up, row by row, to the nearest rectangle (2409.18962, figure 1).
+            size = positions.shape[1]
+            wide = math.ceil(math.sqrt(size * grid[1] / grid[0]))
+            grid = (math.ceil(size / wide), wide)
+            positions = torch.arange(size, device=positions.device).expand(len(positions), -1)
+        return Holes(
+            positions=positions,
+            length=self._length,
+            align=config.align,
+            conv_align=config.conv_align,
+            max_gap=config.max_gap,
+            valid=left.valid,
+            recorded=self._recorded,
+            grid=grid,
+        )
+
+    def _reduce(self, point: int, stream: Stream, score: Tensor) -> Reduced:
+        schedule, left = self._config.schedule, stream.tokens - stream.extra
+        if schedule.mode == "threshold":
+            least = min(schedule.min_tokens, left)
+            return drop_ragged(stream, score, schedule.keep[point], least, left)
+        return METHODS[self._config.method](stream, score, schedule.count(point, left))
+
+    def _note(self, score: Tensor, left: Stream) -> None:
+        assert self._holes is not None
+        positions = self._positions
+        if left.valid is not None:
+            positions = positions.masked_fill(~left.valid, -1)
+        self._kept.append(positions)
+        self._scores.append(score)
+        self._gaps.append(self._holes.gaps[0])
+
+    def info(self) -> TokenInfo:
+        """The trace of the whole pass."""
+        fate = torch.zeros_like(self._kept[0])
+        for positions in self._kept:
+            there = torch.zeros(len(fate), self._length + 1, dtype=torch.bool, device=fate.device)
+            there.scatter_(1, positions % (self._length + 1), True)  # -1, padding, is the last
+            fate = fate + there[:, : self._length].long()
+        return TokenInfo(
+            grid=self.grid,
+            kept=tuple(self._kept),
+            scores=tuple(self._scores),
+            gaps=tuple(self._gaps),
+            fate=fate,
+        )
+
+
+def apply_patch(
+    model: nn.Module,
+    config: PruneConfig | None = None,
+    *,
+    keep_ratio: float | None = None,
+    layers: Sequence[int] | None = None,
+    score: Score = "l1",
+    align: Align = "current",
+    conv_align: ConvAlign = "zero",
+    method: Method = "drop",
+    preset: Preset | None = None,
+    trace: bool = False,
+) -> TokenPruning:
+    """Makes `model` prune tokens from its next forward pass on; what runs it is returned.
+
+    Either a whole `config`, or keep_ratio and layers (default: three, evenly spread) with the other
+    settings. Any module with the sub-modules of Vim or PlainMamba will do, a foreign one too.
+    Parameters, their names and the class stay; a patched model is patched anew. trace: leave a
+    `TokenInfo` in `model._token_info` after every pass. Raises ConfigError when the model is
+    neither, or has fewer blocks than the schedule.
+    """
+    family_of(model)
+    if config is None:
+        if keep_ratio is None:
+            raise ConfigError("say how much to keep: keep_ratio=0.8, or a whole config")
+        config = _config(model, keep_ratio, layers, preset)
+        if preset is None:
+            config = replace(config, score=score, align=align, conv_align=conv_align, method=method)
+    remove_patch(model)
+    pruning = TokenPruning(model, config, trace=trace)
+    setattr(model, _PATCH, pruning)
+    model.forward = types.MethodType(_forward, model)
+    return pruning
+
+
+def _config(
+    model: Any, keep_ratio: float, layers: Sequence[int] | None, name: Preset | None
+) -> PruneConfig:
+    places = tuple(layers) if layers is not None else even_layers(len(model.layers))
+    schedule = PruneSchedule(layers=places, keep=(keep_ratio,) * len(places))
+    return PruneConfig(schedule=schedule) if name is None else preset_config(name, schedule)
+
+
+def _forward(model: Any, images: Tensor) -> Tensor:
+    pruning: TokenPruning = getattr(model, _PATCH)
+    return pruning(model, images)
+
+
+def pruning_of(model: nn.Module) -> TokenPruning | None:
+    """What prunes the model's tokens now, if anything."""
+    found = vars(model).get(_PATCH)
+    return found if isinstance(found, TokenPruning) else None
+
+
+@torch.no_grad()
+def feature_map(
+    model: nn.Module, images: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b d rows columns"]:
+    """Normalised features of the patches on their grid, as detectors and segmenters need them.
+
+    Of a pruned model too: a pruned patch keeps the value it had when it went.
+    """
+    pruning = pruning_of(model)
+    if pruning is None:
+        pruning = TokenPruning(model, PruneConfig(schedule=PruneSchedule(layers=(1,), keep=(1.0,))))
+    return pruning.feature_map(model, images)
+
+
+def remove_patch(model: nn.Module) -> None:
+    """The dense model again; does nothing to a model without a patch."""
+    for name in (_PATCH, _INFO, "forward"):
+        vars(model).pop(name, None)
+
+
+@contextmanager
+def pruned(model: nn.Module, config: PruneConfig | None) -> Iterator[None]:
+    """Inside the block the model prunes as `config` says (None: not at all); as before after it."""
+    before = {n: vars(model)[n] for n in (_PATCH, _INFO, "forward") if n in vars(model)}
+    remove_patch(model)
+    try:
+        if config is not None:
+            apply_patch(model, config)
+        yield
+    finally:
+        remove_patch(model)
+        vars(model).update(before)
