@@ -34,7 +34,7 @@ class LightPeftConfig:
         "auto", "Steps before the cut; auto: a tenth of the run, at least 50."
     )
     criterion: str = _of(
-        "l1_mask", f"How heads and neurons are scored: {', '.join((*ESTIMATED, *ONE_PASS))}."
+        "fisher", f"How heads and neurons are scored: {', '.join((*ESTIMATED, *ONE_PASS))}."
     )
     l1: float = _of(1e-4, "Weight of the gates' l1 penalty, lambda.")
     mask_lr_mult: float = _of(1.0, "The gates' learning rate over the adapters'.")
@@ -47,7 +47,7 @@ class LightPeftConfig:
     fold: Literal["merge", "reset"] = _of(
         "merge", "Gates at the cut: multiplied into the weights that read, or back to one."
     )
-    merge_dropped: bool = _of(False, "Adapters that go are merged into the base, not discarded.")
+    merge_dropped: bool = _of(True, "What adapters lose is merged into the base, not discarded.")
     shrink_steps: int = _of(0, "Last steps of the estimation, in which what goes fades to zero.")
     multiple_of: int | Literal["auto"] = _of(
         "auto", "Kept neurons of a layer are a multiple; auto: 16, on CUDA 64."
@@ -83,8 +83,12 @@ class LightPeftConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> LightPeftConfig:
-        """The released SST-2 script's: three quarters of the adapters go, ranks as published."""
-        return cls(**{"module_ratio": 0.75, "rank_score": "paper", "fold": "reset", **changes})
+        """As the released SST-2 script: gates alone decide, three quarters of the adapters go."""
+        released = {
+            "criterion": "l1_mask", "module_ratio": 0.75, "rank_score": "paper", "fold": "reset",
+            "merge_dropped": False,
+        }  # fmt: skip
+        return cls(**{**released, **changes})
 
     @classmethod
     def safe(cls, **changes: Any) -> LightPeftConfig:

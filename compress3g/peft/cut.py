@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,12 +35,20 @@ def check_cuttable(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def apply_plan(model: nn.Module, plan: Plan, optimizer: Any = None) -> Any:
+def apply_plan(
+    model: nn.Module,
+    plan: Plan,
+    optimizer: Any = None,
+    *,
+    away: Mapping[str, Tensor] | None = None,
+) -> Any:
     """The model, in place, as the plan says; with its optimiser's state where one is given.
 
-    Parameters stay the same objects, so that groups, schedules and wrappers stay valid; the
-    adapter's configuration says what is left in peft's own words. A model without adapter is cut to
-    the same shapes. Raises ConfigError and CutError before anything is changed.
+    away: what `removed_parts` gave, to be added to the base; by default what this model's adapter
+    loses, if the plan says so. Parameters stay the same objects, so that groups, schedules and
+    wrappers stay valid; the adapter's configuration says what is left in peft's own words. A model
+    without adapter is cut to the same shapes. Raises ConfigError and CutError before anything is
+    changed.
     """
     check_cuttable(model)
     base = base_of(model)
@@ -50,8 +58,12 @@ def apply_plan(model: nn.Module, plan: Plan, optimizer: Any = None) -> Any:
     if adapted:
         _check_adapters(base, plan, adapter)
     keep, gates = plan.indices(), plan.multipliers()
+    if plan.merge_dropped:
+        if away is None and not adapted:
+            raise ConfigError("the plan merges what the adapter lost into the base: give `away`")
+        _merge(base, removed_parts(model, plan) if away is None else away)
     if adapted:
-        gone = _drop(base, plan, adapter)
+        gone = _drop(base, plan)
         if optimizer is not None:
             _forget(optimizer, gone)
         units = through_adapters(base, units)
@@ -66,6 +78,31 @@ def apply_plan(model: nn.Module, plan: Plan, optimizer: Any = None) -> Any:
     return model
 
 
+@torch.no_grad()
+def removed_parts(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """The ranks that a plan takes from the adapter, "LAYER.A" and "LAYER.B", scaling included."""
+    base, adapter = base_of(model), adapter_of(model)
+    parts: dict[str, Tensor] = {}
+    for name, layer in lora_layers(base, adapter).items():
+        down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        stays = set(plan.ranks.get(name, ()))
+        gone = [k for k in range(len(down)) if k not in stays]
+        if gone:
+            parts[f"{name}.A"] = down[gone].float().clone()
+            parts[f"{name}.B"] = up[:, gone].float() * float(layer.scaling[adapter])
+    return parts
+
+
+def _merge(base: nn.Module, parts: Mapping[str, Tensor]) -> None:
+    """W += B A in float32, for a model with or without adapters."""
+    for name in sorted({n.rpartition(".")[0] for n in parts}):
+        layer: Any = base.get_submodule(name)
+        weight = getattr(layer, "base_layer", layer).weight
+        delta = (parts[f"{name}.B"] @ parts[f"{name}.A"]).to(weight.device)
+        delta = delta.T if type(getattr(layer, "base_layer", layer)).__name__ == "Conv1D" else delta
+        weight.copy_(weight + delta)
+
+
 def _check_adapters(base: nn.Module, plan: Plan, adapter: str) -> None:
     layers = lora_layers(base, adapter)
     named = {*plan.ranks, *plan.dropped}
@@ -78,13 +115,11 @@ def _check_adapters(base: nn.Module, plan: Plan, adapter: str) -> None:
         raise BudgetError("no rank of any adapter is left to train: lower module or rank ratio")
 
 
-def _drop(base: nn.Module, plan: Plan, adapter: str) -> list[Tensor]:
+def _drop(base: nn.Module, plan: Plan) -> list[Tensor]:
     """Base layers back in the place of dropped adapters; the parameters that went."""
     gone: list[Tensor] = []
     for name in plan.dropped:
         layer: Any = base.get_submodule(name)
-        if plan.merge_dropped:
-            layer.merge(adapter_names=[adapter])
         inner = {id(p) for p in layer.base_layer.parameters()}
         gone += [p for p in layer.parameters() if id(p) not in inner]
         base.set_submodule(name, layer.base_layer)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from safetensors import safe_open
 
+from ..engine.checkpoint import load_tensors, save_tensors
 from ..engine.folder import atomic_folder
 from ..errors import ConfigError, CutError, FormatError, require
 from ..transformer import from_pretrained as load_whole
@@ -21,15 +22,15 @@ from .plan import Plan
 from .units import adapter_of, base_of
 
 Form: TypeAlias = Literal["merged", "adapter", "delta"]
-ADAPTER, PLAN = "adapter", "plan.json"
+ADAPTER, PLAN, AWAY = "adapter", "plan.json", "merged.safetensors"
 
 
 def save(folder: Path, model: Any, source: Path | None = None, *, form: Form = "merged") -> None:
     """Writes a cut PeftModel as a folder, whole or not at all.
 
     merged: one small model of plain linear layers; adapter: the small base, and the adapter in
-    peft's own format in adapter/; delta: the adapter and which units stay, a few hundred kilobytes
-    that cut the dense base again at load time. Tokenizer files come from `source`.
+    peft's own format in adapter/; delta: the adapter, what it lost and which units stay, which cut
+    the dense base again at load time. Tokenizer files come from `source`.
     Raises ConfigError when the folder exists or the model was not cut.
     """
     light = getattr(model, "light", None)
@@ -44,6 +45,7 @@ def save(folder: Path, model: Any, source: Path | None = None, *, form: Form = "
     with atomic_folder(folder) as temporary:
         if form == "delta":
             light.plan.save(temporary / PLAN)
+            save_tensors(temporary / AWAY, light.away, {"digest": light.plan.digest})
             _write_config(base_of(model), temporary)
             if source is not None:
                 load_tokenizer(source).save_pretrained(temporary)
@@ -99,7 +101,8 @@ def _cut_again(folder: Path, base: str | Path | None, device: str | torch.device
         raise ConfigError(f"{base} is pruned: {folder} is a difference to a dense model")
     kind = model_class(config, folder)
     dense = kind.from_pretrained(base, config=config, local_files_only=True).to(device)
-    return apply_plan(dense, Plan.load(folder / PLAN)).eval()
+    away, _ = load_tensors(folder / AWAY)
+    return apply_plan(dense, Plan.load(folder / PLAN), away=away).eval()
 
 
 def attach(base: Any, adapter: Path) -> Any:

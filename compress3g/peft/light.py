@@ -18,7 +18,7 @@ from ..engine.checkpoint import load_tensors, save_tensors
 from ..errors import BudgetError, ConfigError, require
 from ..profile import measure_latency
 from .config import ESTIMATED, LightPeftConfig, parse_budget
-from .cut import apply_plan, check_cuttable
+from .cut import apply_plan, check_cuttable, removed_parts
 from .estimate import Estimator, Scores
 from .plan import Plan, make_plan
 from .units import adapter_of, base_of, candidates, lora_layers, of_base
@@ -91,8 +91,9 @@ class Light:
         self.steps = 0
         self.plan: Plan | None = None
         self.report: Report | None = None
+        self.away: dict[str, Tensor] = {}  # of the adapter, merged into the base
         self._estimator: Estimator | None = None
-        self._restored: Scores | None = None
+        self._cost: float | None = None
 
     def begin(self, total: int) -> None:
         """Open the gates for a run of `total` optimiser steps.
@@ -158,7 +159,8 @@ class Light:
         plan = self.decide(batches) if self.plan is None else _regated(self.plan, scores)
         self.estimator.__exit__(None, None, None)
         before = self._sizes()
-        apply_plan(self._model, plan, optimizer)
+        self.away = removed_parts(self._model, plan) if plan.merge_dropped else {}
+        apply_plan(self._model, plan, optimizer, away=self.away)
         self.plan, self.stage = plan, "cut"
         self.report = self._reported(plan, scores, before)
         self._estimator = None
@@ -169,17 +171,17 @@ class Light:
         if self.report is not None:
             self.report = replace(self.report, step_ms=(before, after))
 
-    def _sizes(self) -> tuple[int, int, int, int, int]:
+    def _sizes(self) -> tuple[int, int, int, int]:
         base, adapter = base_of(self._model), adapter_of(self._model)
         layers = lora_layers(base, adapter)
         lora = {id(p) for m in layers.values() for n, p in m.named_parameters() if "lora_" in n}
         parameters = {id(p): p.numel() for p in base.parameters()}
         trained = sum(n for key, n in parameters.items() if key in lora)
         ranks = sum(int(m.lora_A[adapter].out_features) for m in layers.values())
-        return sum(parameters.values()) - trained, trained, len(layers), ranks, 0
+        return sum(parameters.values()) - trained, trained, len(layers), ranks
 
     def _reported(self, plan: Plan, scores: Scores, before: tuple[int, ...]) -> Report:
-        after, cost = self._sizes(), getattr(self, "_cost", None)
+        after = self._sizes()
         gone = before[0] - after[0]
         whole = self._prunable + gone
         return Report(
@@ -194,7 +196,7 @@ class Light:
             ranks=(before[3], after[3]),
             correlations=_correlations(scores),
             budget=self.config.budget,
-            cost=cost,
+            cost=self._cost,
         )
 
     @property
@@ -210,7 +212,7 @@ class Light:
     def save_state(self, folder: Path) -> None:
         """Stage, gates, sums and plan, for a checkpoint: light_state.safetensors."""
         about: dict[str, Any] = {"stage": self.stage, "config": asdict(self.config)}
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = self.away
         if self.stage == "estimation":
             tensors, about["estimator"] = self.estimator.state()
             about["steps"] = self.steps
@@ -235,7 +237,8 @@ class Light:
             self.plan = Plan.from_json(about["plan"], str(folder / STATE))
         if about["stage"] == "cut":
             assert self.plan is not None
-            apply_plan(self._model, self.plan)
+            self.away = tensors
+            apply_plan(self._model, self.plan, away=tensors)
             self.stage, self.report = "cut", _read_report(about["report"])
         elif about["stage"] == "estimation":
             self.steps = int(about["steps"])

@@ -29,7 +29,7 @@ class Plan:
 
     keep: ascending indices of heads and neurons by site, sizes: of how many; gates: multipliers of
     what stays, to be folded, or None; dropped: layers whose adapter goes; ranks: those that stay of
-    every other adapter; merge_dropped: whether dropped adapters enter the base.
+    every other adapter; merge_dropped: whether what adapters lose enters the base.
     """
 
     keep: dict[str, list[int]]
@@ -164,15 +164,16 @@ def _share(
         return {}
     orders = {u.name: scores[u.name].argsort(descending=True, stable=True) for u in units}
     wide = {u.name: multiple if u.size >= 4 * multiple else 1 for u in units}
-    blocks, means = [], {}
+    blocks, means, floors = [], {}, 0
     for u in units:
         parts = scores[u.name][orders[u.name]].double().split(wide[u.name])
         means[u.name] = torch.stack([p.mean() for p in parts])
         least = -(-min(floor, u.size) // wide[u.name])
         means[u.name][:least] = torch.inf  # the floor comes first
+        floors += least * wide[u.name]
         blocks.append(replace(u, size=len(parts), cost={"units": float(wide[u.name])}))
     total = sum(u.size for u in units)
-    want = total - math.floor(ratio * total + 1e-9)
+    want = max(floors, total - math.floor(ratio * total + 1e-9))
     step = max(wide.values())
     want = min(total, -(-want // step) * step)
     whole = sum(b.size * b.cost["units"] for b in blocks)

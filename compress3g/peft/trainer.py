@@ -45,11 +45,10 @@ class LightPeftCallback(TrainerCallback):
         model = about["model"]
         if self.light is None:
             self.light = _light_of(model, self._config)
-        reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-        if args.gradient_checkpointing and reentrant:
+        if _reentrant(args):
             raise ConfigError(
                 "gates get no gradient through reentrant checkpointing: set "
-                'gradient_checkpointing_kwargs={"use_reentrant": False}'
+                "use_reentrant to False in the checkpointing's options"
             )
         if self._cut and dist.is_available() and dist.is_initialized() and _wrapped(args):
             raise ConfigError(
@@ -114,6 +113,14 @@ class LightPeftCallback(TrainerCallback):
         return self.light
 
 
+def _reentrant(args: Any) -> bool:
+    """Of gradient checkpointing, which newer versions call activation checkpointing."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if vars(args).get(name):
+            return bool((vars(args).get(f"{name}_kwargs") or {}).get("use_reentrant", False))
+    return False
+
+
 def _wrapped(args: Any) -> bool:
     return int(getattr(args, "world_size", 1)) > 1
 
@@ -157,7 +164,7 @@ class LightPeftTrainer(Trainer):
         """Stage, plan and report. Raises ConfigError before training."""
         return self.callback._running()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         if (Path(resume_from_checkpoint) / STATE).is_file():
             self.callback.restore(self.model, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
