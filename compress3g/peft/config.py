@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..criteria import CRITERIA
 from ..errors import ConfigError
+
+Config = TypeVar("Config", bound="LightPeftConfig")
 
 # Scored on the gates while they are estimated, for nothing more than their own gradients.
 ESTIMATED = ("l1_mask", "taylor", "fisher")
@@ -82,7 +84,7 @@ class LightPeftConfig:
             parse_budget(self.budget)
 
     @classmethod
-    def paper(cls, **changes: Any) -> LightPeftConfig:
+    def paper(cls: type[Config], **changes: Any) -> Config:
         """As the released SST-2 script: gates alone decide, three quarters of the adapters go."""
         released = {
             "criterion": "l1_mask", "module_ratio": 0.75, "rank_score": "paper", "fold": "reset",
@@ -91,7 +93,7 @@ class LightPeftConfig:
         return cls(**{**released, **changes})
 
     @classmethod
-    def safe(cls, **changes: Any) -> LightPeftConfig:
+    def safe(cls: type[Config], **changes: Any) -> Config:
         """A sixth of heads and neurons."""
         return cls(**{"attn_ratio": 1 / 6, "ffn_ratio": 1 / 6, **changes})
 

@@ -25,7 +25,7 @@ def check_cuttable(model: nn.Module) -> None:
             )
         if hasattr(p, "ds_id") or type(p).__name__ == "DTensor":
             raise ConfigError(
-                f"{name} is sharded: estimate, cut and finish as three runs instead of one"
+                f"{name} is sharded: estimate, cut in one process, and finish in a third run"
             )
         if not p.dtype.is_floating_point or type(p).__name__ in ("Params4bit", "Int8Params"):
             raise ConfigError(f"{name} is quantised ({p.dtype}): cut in bfloat16, quantise after")

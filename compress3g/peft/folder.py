@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import safe_open
 
-from ..engine.checkpoint import load_tensors, save_tensors
+from ..engine.checkpoint import load_tensors, save_tensors, write_json
 from ..engine.folder import atomic_folder
 from ..errors import ConfigError, CutError, FormatError, require
 from ..transformer import from_pretrained as load_whole
@@ -23,10 +24,11 @@ from .units import adapter_of, base_of
 
 Form: TypeAlias = Literal["merged", "adapter", "delta"]
 ADAPTER, PLAN, AWAY = "adapter", "plan.json", "merged.safetensors"
+REPORT = "report.json"
 
 
 def save(folder: Path, model: Any, source: Path | None = None, *, form: Form = "merged") -> None:
-    """Writes a cut PeftModel as a folder, whole or not at all.
+    """Writes a cut PeftModel as a folder, whole or not at all, with report.json.
 
     merged: one small model of plain linear layers; adapter: the small base, and the adapter in
     peft's own format in adapter/; delta: the adapter, what it lost and which units stay, which cut
@@ -36,32 +38,45 @@ def save(folder: Path, model: Any, source: Path | None = None, *, form: Form = "
     light = getattr(model, "light", None)
     if not isinstance(light, Light) or light.plan is None or light.report is None:
         raise ConfigError(f"this {type(model).__name__} was not cut: train it past its estimation")
-    about = {"method": "lightpeft", "report": light.report.to_json()}
-    plain = copy.copy(model.__dict__.pop("light"))  # a copy of the model must not copy its history
-    try:
-        small = None if form == "delta" else _without_adapter(model, merge=form == "merged")
-    finally:
-        model.light = plain
+    about = light.report.to_json()
+    if form != "delta":
+        write(folder, model, source, about, form=form)
+        return
     with atomic_folder(folder) as temporary:
-        if form == "delta":
-            light.plan.save(temporary / PLAN)
-            save_tensors(temporary / AWAY, light.away, {"digest": light.plan.digest})
-            _write_config(base_of(model), temporary)
-            if source is not None:
-                load_tokenizer(source).save_pretrained(temporary)
-        else:
-            # Its own folder first: a folder of a model is new or not written.
-            save_whole(temporary / "model", small, source, about)
-            for file in (temporary / "model").iterdir():
-                file.rename(temporary / file.name)
-            (temporary / "model").rmdir()
-        if form != "merged":
+        light.plan.save(temporary / PLAN)
+        save_tensors(temporary / AWAY, light.away, {"digest": light.plan.digest})
+        _write_config(base_of(model), temporary)
+        if source is not None:
+            load_tokenizer(source).save_pretrained(temporary)
+        _save_adapter(model, temporary / ADAPTER)
+        write_json(temporary / REPORT, about)
+
+
+def write(
+    folder: Path,
+    model: Any,
+    source: Path | None,
+    about: Mapping[str, Any],
+    *,
+    form: Literal["merged", "adapter"] = "merged",
+) -> None:
+    """Writes a PeftModel whose base is small, and what is known of it, as `save` does."""
+    history = model.__dict__.pop("light", None)  # a copy of the model must not copy its history
+    try:
+        small = copy.deepcopy(model)
+    finally:
+        if history is not None:
+            model.light = history
+    small = (small.merge_and_unload() if form == "merged" else small.unload()).eval()
+    with atomic_folder(folder) as temporary:
+        # Its own folder first: a folder of a model is new or not written.
+        save_whole(temporary / "model", small, source, {"method": "lightpeft", "report": about})
+        for file in (temporary / "model").iterdir():
+            file.rename(temporary / file.name)
+        (temporary / "model").rmdir()
+        if form == "adapter":
             _save_adapter(model, temporary / ADAPTER)
-
-
-def _without_adapter(model: Any, *, merge: bool) -> Any:
-    small = copy.deepcopy(model)
-    return (small.merge_and_unload() if merge else small.unload()).eval()
+        write_json(temporary / REPORT, about)
 
 
 def _write_config(base: Any, folder: Path) -> None:

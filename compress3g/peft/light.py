@@ -12,19 +12,18 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..core import Gates, Keep, Units, materialize, price
-from ..criteria import CRITERIA, gather, score
+from ..core import Gates, price
 from ..engine.checkpoint import load_tensors, save_tensors
-from ..errors import BudgetError, ConfigError, require
-from ..profile import measure_latency
+from ..errors import ConfigError, require
+from ..transformer import units_of as sites_of
 from .config import ESTIMATED, LightPeftConfig, parse_budget
+from .cost import Batch, cost_of, one_pass
 from .cut import apply_plan, check_cuttable, removed_parts
 from .estimate import Estimator, Scores
 from .plan import Plan, make_plan
 from .units import adapter_of, base_of, candidates, lora_layers, of_base
 
 Stage: TypeAlias = Literal["whole", "estimation", "cut"]
-Batch: TypeAlias = dict[str, Any]
 STATE = "light_state.safetensors"
 _WEAK = 0.03  # steps times learning rate below which gates have not moved apart (2406.03792's own)
 
@@ -141,7 +140,7 @@ class Light:
         base, config = base_of(self._model), self.config
         ranking = None
         if config.criterion not in ESTIMATED:
-            ranking = _one_pass(base, self.units, config, batches)
+            ranking = one_pass(base, self.units, config, batches)
         cost, limit = None, 0.0
         if config.budget is not None:
             kind, limit = parse_budget(config.budget)
@@ -202,8 +201,6 @@ class Light:
     @property
     def _prunable(self) -> int:
         """Parameters of heads and neurons that are there now."""
-        from ..transformer import units_of as sites_of
-
         base = base_of(self._model)
         chosen = {u.name for u in self.units}
         units = [u for u in sites_of(base) if u.name in chosen]
@@ -304,84 +301,6 @@ def _correlations(scores: Scores) -> dict[str, float]:
         for name, found in scores.units.items()
         if name != "l1_mask"
     }
-
-
-def _one_pass(
-    base: Any, units: Sequence[Units], config: LightPeftConfig, batches: Callable[..., Any]
-) -> Gates:
-    criterion, inner = CRITERIA[config.criterion], of_base(base, units)
-    looked = list(batches()) if criterion.needs != "nothing" else []
-    if criterion.needs != "nothing" and not looked:
-        raise ConfigError(
-            f"--criterion {config.criterion} needs training data to look at: give some"
-        )
-    was = base.training
-    base.eval()
-    try:
-        with torch.no_grad():
-            evidence = gather(
-                base,
-                inner,
-                [criterion],
-                looked,
-                run=lambda model, batch: model(**batch),
-                valid=_valid if all("attention_mask" in b for b in looked) else None,
-                generator=torch.Generator().manual_seed(config.seed),
-            )
-            return score(criterion, evidence)[0]
-    finally:
-        base.train(was)
-
-
-def _valid(batch: Batch) -> Tensor:
-    mask: Tensor = batch["attention_mask"]
-    return mask.bool()
-
-
-def cost_of(
-    model: Any, units: Sequence[Units], kind: str, batches: Callable[[], Sequence[Batch]]
-) -> Callable[[Keep], float]:
-    """What a decision costs: a share of the sites' params or flops, or measured ms of a forward.
-
-    ms: of the model as it will be deployed, without the adapter, on the first batch.
-    """
-    base = base_of(model)
-    inner = of_base(base, units)
-    if kind == "params":
-        return _share_of(price(base, inner), kind)
-    looked = list(batches())
-    if not looked:
-        raise BudgetError(f"--budget in {kind} is measured on training data: give some")
-    example = {k: v for k, v in looked[0].items() if k != "labels"}
-
-    def run(module: Any) -> Any:
-        with torch.inference_mode():
-            return module(**example)
-
-    if kind == "flops":
-        return _share_of(price(base, inner, run), kind)
-
-    def measured(keep: Keep) -> float:
-        small = bare(base)
-        materialize(small, units, keep)
-        small.eval()
-        device = next(small.parameters()).device.type
-        return measure_latency(lambda: run(small), seconds=0.5, device=device).p50
-
-    return measured
-
-
-def _share_of(priced: Sequence[Units], kind: str) -> Callable[[Keep], float]:
-    whole = sum(u.cost[kind] * u.size for u in priced)
-    return lambda keep: sum(u.cost[kind] * len(keep[u.name]) for u in priced) / whole
-
-
-def bare(base: Any) -> Any:
-    """A copy of the base model without adapters."""
-    small = copy.deepcopy(base)
-    for name, layer in [(n, m) for n, m in small.named_modules() if hasattr(m, "lora_A")]:
-        small.set_submodule(name, layer.base_layer)
-    return small
 
 
 def get_light_peft_model(model: Any, lora: Any, config: LightPeftConfig | None = None) -> Any:

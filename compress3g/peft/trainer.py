@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback
 
 from ..errors import ConfigError
 from .config import LightPeftConfig
-from .light import STATE, Batch, Light, is_weak
+from .cost import Batch
+from .light import STATE, Light, is_weak
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class LightPeftCallback(TrainerCallback):
             )
         if self._cut and dist.is_available() and dist.is_initialized() and _wrapped(args):
             raise ConfigError(
-                "several processes wrap their parameters, which cannot be cut in the run: use "
-                "compress3g peft estimate, cut and finish"
+                f"{args.world_size} processes wrap their parameters, which cannot be cut in the "
+                "run: estimate with cut=False, cut the checkpoint in one process, and go on"
             )
         if getattr(args, "torch_compile", False):
             _log.warning("torch.compile sees the gates and compiles anew after the cut")
