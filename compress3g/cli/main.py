@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _COMMANDS = {
     "nerf": ("compress3g.nerf.cli:app", "Train, prune, render and inspect radiance fields."),
     "prune": ("compress3g.transformer.cli:prune", "Prune a Hugging Face transformer."),
+    "peft": ("compress3g.peft.cli:app", "Fine-tune a model that gets smaller while it trains."),
     "diffusion": ("compress3g.diffusion.cli:app", "Prune and compare text-to-image pipelines."),
     "mamba": ("compress3g.mamba.cli:app", "Prune tokens of vision state-space models."),
     "index": ("compress3g.retrieval.cli:app", "Index, search and evaluate pages of documents."),

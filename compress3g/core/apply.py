@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -243,8 +244,8 @@ def watched(
     with ExitStack() as stack:
         for name, reads in readers(units).items():
             hook = _site_hook(name, multiplier_at(name, reads))
-            module = layout_of(model, name).owner
-            if module is not model.get_submodule(name):
+            module = attrgetter(name)(model)
+            if not isinstance(module, nn.Module):
                 raise SiteError(f'{name} is a bare parameter and has no input: use via="weight"')
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def materialize(
             model.set_submodule(u.bypass, Skip(u, model.get_submodule(u.bypass)))
         for path, per_unit in u.attrs:
             owner, _, name = path.rpartition(".")
-            setattr(model.get_submodule(owner), name, per_unit * len(keep[u.name]))
+            holder = attrgetter(owner)(model) if owner else model
+            setattr(holder, name, per_unit * len(keep[u.name]))
     return model
 
 
@@ -134,12 +136,9 @@ def _cut(layout: Layout, axis: Axis, kept: Tensor) -> None:
     owner = layout.owner
     for name, dim in layout.tensors[axis]:
         old = getattr(owner, name)
-        if old is None:
+        if old is None or old.shape[dim] == len(kept):  # cut already: it is tied
             continue
-        new = old.index_select(dim, kept.to(old.device))
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        setattr(owner, name, new)
+        old.data, old.grad = old.index_select(dim, kept.to(old.device)), None  # for optimisers
     if isinstance(owner, nn.GroupNorm):
         owner.num_groups = len(kept) // (owner.num_channels // owner.num_groups)
     for name in layout.sizes.get(axis, ()):
@@ -163,7 +162,7 @@ def _fold(model: nn.Module, units: Sequence[Units], keep: Keep, gates: Gates) ->
             _, weight, columns = _columns(model, cut, keep[u.name])
             scale = torch.ones(len(weight)).to(weight.device)
             scale[columns] = kept.to(weight.device).repeat_interleave(cut.chunk)
-            weight.mul_(scale.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)))
+            weight.copy_(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
 
 
 def _compensate(

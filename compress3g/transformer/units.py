@@ -6,8 +6,10 @@ them; nothing is listed per model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -27,7 +29,9 @@ _ATTENTION = (
 _FUSED = (
     ("c_attn", "c_proj", False),  # GPT-2
     ("query_key_value", "dense", True),  # GPT-NeoX, Pythia
+    ("Wqkv", "Wo", False),  # ModernBERT
 )
+_FUSED_GROUPS = ("qkv_proj", "o_proj")  # Phi-3: [q | k | v], with fewer keys and values
 # The projections that write neurons, and the one that reads them.
 _FEED_FORWARD = (
     (("gate_proj", "up_proj"), "down_proj"),
@@ -38,9 +42,11 @@ _FEED_FORWARD = (
     (("wi",), "wo"),
     (("up_proj",), "down_proj"),
     (("gate_up_proj",), "down_proj"),  # Phi-3: one projection, twice as wide
+    (("Wi",), "Wo"),  # ModernBERT: the same
     (("c_fc",), "c_proj"),  # GPT-2
     (("dense_h_to_4h",), "dense_4h_to_h"),  # GPT-NeoX, Pythia
 )
+_TWICE = (("gate_up_proj",), ("Wi",))
 _HEAD_WIDTH = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_per_head")
 _HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "num_key_value_heads", "n_head")
 _WIDTHS = ("all_head_size", "inner_dim", "split_size")
@@ -48,6 +54,8 @@ _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 
 def units_of(model: nn.Module, *, depth: bool = False) -> list[Units]:
     """Heads (whole key-value groups) and neurons of every layer; with `depth` also the layers.
+
+    A projection that carries an adapter is named itself, not what it is wrapped around.
 
     Raises CutError when the model has no attention or feed-forward whose names are known.
     """
@@ -84,10 +92,13 @@ class _Widths:
 
 
 def _child(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, or what an adapter there is wrapped around."""
     try:
-        return module.get_submodule(path)
+        found = module.get_submodule(path)
     except AttributeError:
         return None
+    inner = getattr(found, "base_layer", found)
+    return inner if isinstance(inner, nn.Module) else found
 
 
 def _heads(model: nn.Module) -> Iterator[Units]:
@@ -97,6 +108,8 @@ def _heads(model: nn.Module) -> Iterator[Units]:
             if all(isinstance(p, nn.Linear) for p in parts):
                 yield _attention(name, module, names)
                 break
+        if all(_is_linear(_child(module, n)) for n in _FUSED_GROUPS):
+            yield from _fused_groups(name, module)
         for fused, out, each in _FUSED:
             if all(_is_linear(_child(module, n)) for n in (fused, out)):
                 yield from _fused(name, module, (fused, out), each)
@@ -107,7 +120,7 @@ def _attention(name: str, module: nn.Module, names: tuple[str, str, str, str]) -
     inner = names[0].rpartition(".")[0]
     holder = module.get_submodule(inner)
     path = f"{name}.{inner}".strip(".")
-    widths = _widths(name, holder, *(module.get_submodule(n) for n in names[:2]))
+    widths = _widths(name, holder, *(_child(module, n) for n in names[:2]))
     per_group = widths.queries * widths.head
     attrs = []
     for attribute in _HEAD_COUNTS:
@@ -142,9 +155,9 @@ def _sizes(module: nn.Module | None) -> tuple[int, int]:
 def _fused(name: str, module: nn.Module, names: tuple[str, str], each: bool) -> Iterator[Units]:
     """Heads of one projection of q, k and v; nothing when it is not three times the output's."""
     projection, out = (f"{name}.{n}" for n in names)
-    inner = _sizes(module.get_submodule(names[1]))[0]
+    inner = _sizes(_child(module, names[1]))[0]
     width = next((int(getattr(module, a)) for a in _HEAD_WIDTH if hasattr(module, a)), 0)
-    if not width or _sizes(module.get_submodule(names[0]))[1] != 3 * inner:
+    if not width or _sizes(_child(module, names[0]))[1] != 3 * inner:
         return
     writes = tuple(Cut(projection, "out", width, inner * i) for i in range(3))
     counts = tuple(
@@ -159,18 +172,42 @@ def _fused(name: str, module: nn.Module, names: tuple[str, str], each: bool) -> 
     )
 
 
-def _widths(name: str, holder: nn.Module, q: nn.Module, k: nn.Module) -> _Widths:
+def _fused_groups(name: str, module: nn.Module) -> Iterator[Units]:
+    """Key-value groups of one projection; its layer counts heads by the configuration."""
+    config: Any = getattr(module, "config", None)
+    width = int(getattr(module, "head_dim", 0))
+    groups = int(getattr(module, "num_key_value_heads", 0))
+    total = _sizes(_child(module, _FUSED_GROUPS[0]))[1]
+    heads = _sizes(_child(module, _FUSED_GROUPS[1]))[0] // max(1, width)
+    if not groups or total != (heads + 2 * groups) * width or config is None:
+        return
+    # All layers share one configuration, and after a cut they no longer agree on what it says.
+    module.config = copy.copy(config)
+    queries, (projection, out) = heads // groups, (f"{name}.{n}" for n in _FUSED_GROUPS)
+    yield Units(
+        f"{name}.heads",
+        groups,
+        writes=(
+            Cut(projection, "out", queries * width),
+            Cut(projection, "out", width, heads * width),
+            Cut(projection, "out", width, (heads + groups) * width),
+        ),
+        reads=(Cut(out, "in", queries * width),),
+        attrs=(
+            (f"{name}.num_key_value_heads", 1),
+            (f"{name}.config.num_attention_heads", queries),
+        ),
+    )
+
+
+def _widths(name: str, holder: nn.Module, q: nn.Module | None, k: nn.Module | None) -> _Widths:
     width = next((getattr(holder, a) for a in _HEAD_WIDTH if hasattr(holder, a)), None)
     if width is None:
         heads = next((getattr(holder, a) for a in _HEAD_COUNTS if hasattr(holder, a)), None)
         if heads is None:
             raise CutError(f"{name}: nothing says how wide a head is ({', '.join(_HEAD_WIDTH)})")
-        width = int(q.out_features) // int(heads)  # type: ignore[arg-type]
-    return _Widths(
-        int(width),
-        int(q.out_features) // int(width),  # type: ignore[arg-type]
-        int(k.out_features) // int(width),  # type: ignore[arg-type]
-    )
+        width = _sizes(q)[1] // int(heads)
+    return _Widths(int(width), _sizes(q)[1] // int(width), _sizes(k)[1] // int(width))
 
 
 def _neurons(model: nn.Module) -> Iterator[Units]:
@@ -180,7 +217,7 @@ def _neurons(model: nn.Module) -> Iterator[Units]:
             if not all(_is_linear(p) for p in parts):
                 continue
             size = _sizes(parts[-1])[0]
-            times = 2 if writers == ("gate_up_proj",) else 1
+            times = 2 if writers in _TWICE else 1
             if any(_sizes(p)[1] != size * times for p in parts[:-1]):
                 continue
             yield Units(

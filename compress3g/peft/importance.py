@@ -1,0 +1,125 @@
+"""What an adapter is worth: how much it adds to its layer, and what each of its ranks does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .units import lora_layers
+
+
+class AdapterImportance:
+    """Running means, float32, on the layers' device.
+
+    modules: mean over steps of the mean over tokens of ||DeltaW x|| / ||W x + b|| (2406.03792, the
+    released code); ranks: mean over steps of |sum_i B_ik dL/dB_ik|. That of A is the same number:
+    scaling row k of A or column k of B is one perturbation. per_size: times (1/d_in + 1/d_out), as
+    the released code has it, which favours small layers.
+    """
+
+    def __init__(self, model: nn.Module, adapter: str, *, per_size: bool = False) -> None:
+        self._model, self._adapter, self._per_size = model, adapter, per_size
+        self._layers = lora_layers(model, adapter)
+        self.modules: dict[str, Tensor] = {}
+        self.ranks: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self._forwards: dict[str, int] = {}
+        self._ratios: dict[str, Tensor] = {}
+        self._valid: Tensor | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Ratios of the forward passes in this block are counted by the next `add`."""
+        with ExitStack() as stack:
+            hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
+            stack.callback(hook.remove)
+            for name, layer in self._layers.items():
+                hook = layer.register_forward_hook(self._hook(name))
+                stack.callback(hook.remove)
+                inner = layer.lora_A[self._adapter].register_forward_hook(self._inner(name))
+                stack.callback(inner.remove)
+            yield
+
+    def _note(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self._valid = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def _inner(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+            if self._model.training:
+                self._ratios[name] = out.detach()
+
+        return hook
+
+    def _hook(self, name: str) -> Any:
+        @torch.no_grad()
+        def hook(module: Any, args: Any, out: Tensor) -> None:
+            inner = self._ratios.pop(name, None)
+            if inner is None:
+                return
+            # The layer's output is W x + DeltaW x with DeltaW x = s B z. Norms by way of the ranks:
+            # ||B z||^2 = z'(B'B)z, and ||W x||^2 = ||out||^2 - 2 <out, s B z> + ||s B z||^2.
+            up = module.lora_B[self._adapter].weight
+            z = inner.float() * float(module.scaling[self._adapter])
+            delta = ((z @ (up.T @ up).float()) * z).sum(-1).clamp_min(0)
+            along = ((out @ up.to(out.dtype)).float() * z).sum(-1)
+            whole = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32).square()
+            dense = (whole - 2 * along + delta).clamp_min(1e-12)
+            ratio = (delta / dense).sqrt()
+            if self._valid is not None and self._valid.shape == ratio.shape:
+                weight = self._valid.to(ratio)
+                mean = (ratio * weight).sum() / weight.sum().clamp_min(1)
+            else:
+                mean = ratio.mean()
+            self.modules[name] = self.modules.get(name, 0.0) + mean
+            self._forwards[name] = self._forwards.get(name, 0) + 1
+
+        return hook
+
+    @torch.no_grad()
+    def add(self, scale: float = 1.0) -> None:
+        """Read the ranks' gradients, once per optimiser step; scale: what the loss was given."""
+        for name, layer in self._layers.items():
+            up = layer.lora_B[self._adapter].weight
+            if up.grad is None:
+                continue
+            each = (up.float() * up.grad.float()).sum(0).abs() / scale
+            if self._per_size:
+                down = layer.lora_A[self._adapter].weight
+                each = each * (1 / down.shape[1] + 1 / up.shape[0])
+            self.ranks[name] = self.ranks.get(name, 0.0) + each
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "r"]]]:
+        """Of modules and of ranks, on the CPU; layers that never took part score nothing."""
+        modules, ranks = {}, {}
+        for name, layer in self._layers.items():
+            forwards, steps = self._forwards.get(name, 0), self.counts.get(name, 0)
+            none = torch.zeros(int(layer.lora_A[self._adapter].out_features))
+            modules[name] = torch.as_tensor(self.modules.get(name, 0.0)).cpu() / max(1, forwards)
+            ranks[name] = torch.as_tensor(self.ranks.get(name, none)).cpu() / max(1, steps)
+        return modules, ranks
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Sums and counts, for a checkpoint."""
+        tensors = {f"module/{n}": torch.as_tensor(t) for n, t in self.modules.items()}
+        tensors |= {f"rank/{n}": t for n, t in self.ranks.items()}
+        return tensors, {"forwards": self._forwards, "counts": self.counts}
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        device = next(self._model.parameters()).device
+        for kind, table in (("module/", self.modules), ("rank/", self.ranks)):
+            table.update(
+                {
+                    n.removeprefix(kind): t.to(device)
+                    for n, t in tensors.items()
+                    if n[: len(kind)] == kind
+                }
+            )
+        self._forwards, self.counts = dict(about["forwards"]), dict(about["counts"])

@@ -1,0 +1,322 @@
+"""A model that is fine-tuned and gets smaller: its stage, its gates, its report."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Gates, price
+from ..engine.checkpoint import load_tensors, save_tensors
+from ..errors import ConfigError, require
+from ..transformer import units_of as sites_of
+from .config import ESTIMATED, LightPeftConfig, parse_budget
+from .cost import Batch, cost_of, one_pass
+from .cut import apply_plan, check_cuttable, removed_parts
+from .estimate import Estimator, Scores
+from .plan import Plan, make_plan
+from .units import adapter_of, base_of, candidates, lora_layers, of_base
+
+Stage: TypeAlias = Literal["whole", "estimation", "cut"]
+STATE = "light_state.safetensors"
+_WEAK = 0.03  # steps times learning rate below which gates have not moved apart (2406.03792's own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the cut did.
+
+    kept: units left of every site, and of how many; held: sites that were not up for choice;
+    params: of the base model before and after; sites: of heads and neurons alone; trained: of the
+    adapter; correlations: Spearman's, of other scores of units with the gates; skipped: steps whose
+    gradients were not finite; step_ms: median training step before and after, once measured.
+    """
+
+    steps: int
+    skipped: int
+    kept: dict[str, tuple[int, int]]
+    held: tuple[str, ...]
+    params: tuple[int, int]
+    sites: tuple[int, int]
+    trained: tuple[int, int]
+    adapters: tuple[int, int]
+    ranks: tuple[int, int]
+    correlations: dict[str, float]
+    budget: str | None = None
+    cost: float | None = None
+    step_ms: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        def change(pair: tuple[float, float]) -> str:
+            return f"{pair[0]:,} -> {pair[1]:,} ({pair[1] / max(1, pair[0]):.1%})"
+
+        rows = [
+            ("cut", f"after {self.steps} steps"),
+            ("base", change(self.params)),
+            ("sites", change(self.sites)),
+            ("adapter", change(self.trained)),
+            ("layers with it", change(self.adapters)),
+            ("ranks", change(self.ranks)),
+        ]
+        if self.step_ms is not None:
+            before, after = self.step_ms
+            rows.append(("step", f"{before:.1f} -> {after:.1f} ms ({before / after:.2f} x)"))
+        return "\n".join(f"{name:16}{value}" for name, value in rows)
+
+
+class Light:
+    """Estimation, cut and what is known of them, for one PeftModel with one LoRA adapter.
+
+    Raises ConfigError when the model cannot be cut in place, CutError when nothing may go.
+    """
+
+    def __init__(self, model: Any, config: LightPeftConfig) -> None:
+        self._model, self.config = model, config
+        adapter_of(model)
+        check_cuttable(model)
+        self.units, held = candidates(model, config)
+        self.held = tuple(held)
+        self.stage: Stage = "whole"
+        self.steps = 0
+        self.plan: Plan | None = None
+        self.report: Report | None = None
+        self.away: dict[str, Tensor] = {}  # of the adapter, merged into the base
+        self._estimator: Estimator | None = None
+        self._cost: float | None = None
+
+    def begin(self, total: int) -> None:
+        """Open the gates for a run of `total` optimiser steps.
+
+        Raises ConfigError when nothing of the run would be left after the cut.
+        """
+        if self.stage == "cut":
+            return
+        self.steps = steps_of(self.config, total)
+        if self._estimator is None:
+            self._estimator = Estimator(self._model, self.units, self.config, steps=self.steps)
+        self._estimator.__enter__()
+        self.stage = "estimation"
+
+    @property
+    def estimator(self) -> Estimator:
+        """The open gates. Raises ConfigError outside the estimation."""
+        if self._estimator is None:
+            raise ConfigError("there is no estimation to look at: call begin() first")
+        return self._estimator
+
+    @property
+    def due(self) -> bool:
+        """Whether the estimation has made all its steps."""
+        return self.stage == "estimation" and self.estimator.done >= self.steps
+
+    def observe(
+        self, learning_rate: float, *, scale: float = 1.0, batches: Callable[[], Sequence[Batch]]
+    ) -> bool:
+        """One step of the gates after `backward`; False when the optimiser must skip its own."""
+        finite = self.estimator(learning_rate, scale=scale)
+        left = self.steps - self.estimator.done
+        if left and left == self.config.shrink_steps:
+            self.plan = self.decide(batches)
+            self.estimator.fade(self.plan.indices(), left)
+        return finite
+
+    def decide(self, batches: Callable[[], Sequence[Batch]] = list) -> Plan:
+        """The plan by what is known now.
+
+        batches: model inputs, asked for by criteria that take a pass of their own and by budgets in
+        flops or ms. Raises BudgetError when nothing meets the budget.
+        """
+        scores = self.estimator.scores()
+        base, config = base_of(self._model), self.config
+        ranking = None
+        if config.criterion not in ESTIMATED:
+            ranking = one_pass(base, self.units, config, batches)
+        cost, limit = None, 0.0
+        if config.budget is not None:
+            kind, limit = parse_budget(config.budget)
+            cost = cost_of(self._model, self.units, kind, batches)
+        multiple = multiple_of(base, config)
+        plan = make_plan(
+            scores, self.units, config, ranking=ranking, multiple=multiple, cost=cost, limit=limit
+        )
+        self._cost = None if cost is None else cost(plan.indices())
+        return plan
+
+    def cut(self, optimizer: Any = None, batches: Callable[[], Sequence[Batch]] = list) -> Report:
+        """Close the gates, decide, and cut model, adapter and optimiser in place."""
+        scores = self.estimator.scores()
+        plan = self.decide(batches) if self.plan is None else _regated(self.plan, scores)
+        self.estimator.__exit__(None, None, None)
+        before = self._sizes()
+        self.away = removed_parts(self._model, plan) if plan.merge_dropped else {}
+        apply_plan(self._model, plan, optimizer, away=self.away)
+        self.plan, self.stage = plan, "cut"
+        self.report = self._reported(plan, scores, before)
+        self._estimator = None
+        return self.report
+
+    def timed(self, before: float, after: float) -> None:
+        """Put measured milliseconds per step into the report."""
+        if self.report is not None:
+            self.report = replace(self.report, step_ms=(before, after))
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        base, adapter = base_of(self._model), adapter_of(self._model)
+        layers = lora_layers(base, adapter)
+        lora = {id(p) for m in layers.values() for n, p in m.named_parameters() if "lora_" in n}
+        parameters = {id(p): p.numel() for p in base.parameters()}
+        trained = sum(n for key, n in parameters.items() if key in lora)
+        ranks = sum(int(m.lora_A[adapter].out_features) for m in layers.values())
+        return sum(parameters.values()) - trained, trained, len(layers), ranks
+
+    def _reported(self, plan: Plan, scores: Scores, before: tuple[int, ...]) -> Report:
+        after = self._sizes()
+        gone = before[0] - after[0]
+        whole = self._prunable + gone
+        return Report(
+            steps=scores.steps,
+            skipped=scores.skipped,
+            kept={n: (len(kept), plan.sizes[n]) for n, kept in plan.keep.items()},
+            held=self.held,
+            params=(before[0], after[0]),
+            sites=(whole, whole - gone),
+            trained=(before[1], after[1]),
+            adapters=(before[2], after[2]),
+            ranks=(before[3], after[3]),
+            correlations=_correlations(scores),
+            budget=self.config.budget,
+            cost=self._cost,
+        )
+
+    @property
+    def _prunable(self) -> int:
+        """Parameters of heads and neurons that are there now."""
+        base = base_of(self._model)
+        chosen = {u.name for u in self.units}
+        units = [u for u in sites_of(base) if u.name in chosen]
+        return round(sum(u.cost["params"] * u.size for u in price(base, of_base(base, units))))
+
+    def save_state(self, folder: Path) -> None:
+        """Stage, gates, sums and plan, for a checkpoint: light_state.safetensors."""
+        about: dict[str, Any] = {"stage": self.stage, "config": asdict(self.config)}
+        tensors: dict[str, Tensor] = self.away
+        if self.stage == "estimation":
+            tensors, about["estimator"] = self.estimator.state()
+            about["steps"] = self.steps
+        if self.plan is not None:
+            about["plan"] = self.plan.to_json()
+        if self.report is not None:
+            about["report"] = self.report.to_json()
+        save_tensors(folder / STATE, tensors, about)
+
+    def restore(self, folder: Path) -> None:
+        """Go on as a checkpoint was left; after its cut, the (dense) model is cut first.
+
+        Raises FormatError when the folder holds no state, ConfigError when the model was cut.
+        """
+        if self.stage != "whole":
+            raise ConfigError(
+                f"a checkpoint is restored before training, not in stage {self.stage}"
+            )
+        tensors, about = load_tensors(folder / STATE)
+        self.config = LightPeftConfig(**about["config"])
+        if "plan" in about:
+            self.plan = Plan.from_json(about["plan"], str(folder / STATE))
+        if about["stage"] == "cut":
+            assert self.plan is not None
+            self.away = tensors
+            apply_plan(self._model, self.plan, away=tensors)
+            self.stage, self.report = "cut", _read_report(about["report"])
+        elif about["stage"] == "estimation":
+            self.steps = int(about["steps"])
+            self._estimator = Estimator(self._model, self.units, self.config, steps=self.steps)
+            self._estimator.restore(tensors, about["estimator"])
+            if self.plan is not None:  # it was fading
+                left = self.config.shrink_steps
+                self._estimator.fade(self.plan.indices(), left)
+                for _ in range(self._estimator.done - (self.steps - left)):
+                    self._estimator.shrink()
+
+
+def _read_report(value: dict[str, Any]) -> Report:
+    """JSON has no tuples."""
+    fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return Report(**{**fixed, "kept": {n: tuple(pair) for n, pair in value["kept"].items()}})
+
+
+def _regated(plan: Plan, scores: Scores) -> Plan:
+    """A plan made before the gates' last steps, with the gates as they are now."""
+    if plan.gates is None:
+        return plan
+    return replace(plan, gates={n: scores.gates[n][i].tolist() for n, i in plan.indices().items()})
+
+
+def steps_of(config: LightPeftConfig, total: int) -> int:
+    """Estimation steps of a run. Raises ConfigError when the run is not longer than that."""
+    given = config.estimation_steps
+    steps = max(50, math.ceil(0.1 * total)) if given == "auto" else given
+    if config.shrink_steps >= steps:
+        raise ConfigError(f"--shrink-steps {config.shrink_steps} leave nothing of {steps} to look")
+    if total <= steps:
+        raise ConfigError(
+            f"{total} steps in all are not more than the {steps} of the estimation: train longer, "
+            "or give fewer --estimation-steps"
+        )
+    return steps
+
+
+def is_weak(steps: int, rate: float) -> bool:
+    """Whether gates cannot have moved apart: each moves by about the rate per step."""
+    return steps * rate < _WEAK
+
+
+def multiple_of(base: nn.Module, config: LightPeftConfig) -> int:
+    """What kept neurons are a multiple of: widths between run slower than wider ones."""
+    given = config.multiple_of
+    if given != "auto":
+        return given
+    return 64 if next(base.parameters()).is_cuda else 16
+
+
+def _correlations(scores: Scores) -> dict[str, float]:
+    def ranks(values: Gates) -> Tensor:
+        order = torch.cat([values[n] for n in scores.gates]).argsort()
+        return torch.empty(len(order), dtype=torch.float64).index_copy(
+            0, order, torch.arange(len(order), dtype=torch.float64)
+        )
+
+    gates = ranks(scores.gates)
+    return {
+        name: float(torch.corrcoef(torch.stack((gates, ranks(found))))[0, 1])
+        for name, found in scores.units.items()
+        if name != "l1_mask"
+    }
+
+
+def get_light_peft_model(model: Any, lora: Any, config: LightPeftConfig | None = None) -> Any:
+    """A PeftModel whose `.light` is ready to begin.
+
+    lora: a LoraConfig; without target_modules, every projection of every site gets an adapter.
+    """
+    peft = require("peft", extra="peft", purpose="Light-PEFT")
+    chosen = config or LightPeftConfig()
+    check_cuttable(model)
+    if lora.target_modules is None:
+        units, _ = candidates(model, chosen)
+        lora = copy.copy(lora)
+        lora.target_modules = sorted({c.module for u in units for c in (*u.writes, *u.reads)})
+        kinds = {type(model.get_submodule(name)).__name__ for name in lora.target_modules}
+        lora.fan_in_fan_out = kinds == {"Conv1D"}
+    wrapped = peft.get_peft_model(model, lora)
+    wrapped.light = Light(wrapped, chosen)
+    return wrapped
