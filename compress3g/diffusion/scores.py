@@ -48,7 +48,6 @@ class PruneConfig:
     samples: int = _of(64, "Prompts that are looked at.")
     batch: int = _of(8, "Prompts at a time.")
     updates: int = _of(100, "Optimiser steps of ecodiff.")
-    refit: bool = _of(False, "What stays takes over what goes, by ridge regression (one pass).")
     seed: int = _of(0, "Of everything random.")
 
     def __post_init__(self) -> None:
