@@ -18,7 +18,6 @@ from .options import JSON, PATH, SCORE, open_folder, prompts_of, quiet, sampling
 from .scores import PruneConfig
 
 _SHOWN = 12  # images of a row of a sheet
-_NEUTRAL = "0"  # a prompt that every pipeline takes: a class number is also a text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -142,7 +141,7 @@ def prune(
     from ..engine.folder import refuse_existing
     from .learned import Learned
     from .likeness import likeness, pictures
-    from .pipelines import denoiser_of, read_prompts
+    from .pipelines import NEUTRAL, denoiser_of, read_prompts
     from .processes import first
     from .prune import priced_units
     from .pruned_models import save
@@ -173,14 +172,14 @@ def prune(
         images = sheet is not None or judge is not None
         return pictures(pipe, few, **how, seed=config.seed, images=images) if few else None
 
-    dense, before = report(pipe, prompts=prompts[:1] or [_NEUTRAL]), look()
+    dense, before = report(pipe, prompts=prompts[:1] or [NEUTRAL]), look()
     stopped = recipe.carry_out(
         pipe, prompts, learned=learned, dense=lambda: open_folder(model, device, dtype),
         checkpoint=output,
     )  # fmt: skip
     if not first():
         return
-    small, after = report(pipe, prompts=prompts[:1] or [_NEUTRAL]), look()
+    small, after = report(pipe, prompts=prompts[:1] or [NEUTRAL]), look()
     save(pipe, output, self_contained=self_contained)
     if sheet is not None:
         write_sheet(sheet, [made.images[:_SHOWN] for made in (before, after)])
@@ -283,10 +282,11 @@ def bench(
     models: tuple[Path, ...], batch: int, seconds: float, device: str, dtype: str, as_json: bool
 ) -> None:
     """Measure the denoisers of pipelines; all but the first against it, in turn."""
+    from .pipelines import NEUTRAL
     from .report import race, report
 
     pipes = [open_folder(folder, device, dtype) for folder in models]
-    prompts = [_NEUTRAL] * batch
+    prompts = [NEUTRAL] * batch
     reports = [report(pipe, prompts=prompts, seconds=seconds) for pipe in pipes]
     ratios = [race(pipes[0], pipe, prompts=prompts, seconds=seconds) for pipe in pipes[1:]]
     if as_json:

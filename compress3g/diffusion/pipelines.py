@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, FormatError, require
 
 _DENOISERS = ("unet", "transformer")
+NEUTRAL = "0"  # a prompt that every pipeline takes: a class number is also a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,21 @@ def recording(pipe: Any) -> Iterator[list[Call]]:
         del denoiser.forward
         if own is not None:  # offloading puts one there
             denoiser.forward = own
+
+
+def a_call(
+    pipe: Any, prompts: Sequence[str], *, guidance: float | None = None
+) -> Callable[[], object]:
+    """A function that repeats the first call which the pipeline makes of its denoiser."""
+    with recording(pipe) as calls:
+        generate(pipe, prompts, steps=1, guidance=guidance, output="latent")
+    denoiser, call = denoiser_of(pipe)[1], calls[0]
+
+    def again() -> object:
+        with torch.inference_mode():
+            return call.run(denoiser)
+
+    return again
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -12,7 +12,8 @@ from torch import nn
 from ..core import Budget, Gates, Keep, Units, materialize, price, select
 from ..criteria.allocation import best
 from ..errors import BudgetError, ConfigError, ScoreError
-from .pipelines import denoiser_of
+from ..profile import count_flops
+from .pipelines import NEUTRAL, a_call, denoiser_of
 from .pruned_models import (
     KEY,
     adopt,
@@ -27,6 +28,7 @@ from .units import kind_of, units_of
 KINDS = ("heads", "neurons", "groups")
 _SIZES = 4  # of a group that rounding leaves to choose from
 Scope = Literal["global", "layer"]
+Cost = Literal["params", "flops"]
 
 
 def prune(
@@ -39,6 +41,7 @@ def prune(
     kinds: Sequence[str] = KINDS,
     normalize: Literal["none", "z"] = "none",
     per_cost: bool = False,
+    cost: Cost = "params",
     gates: Gates | None = None,
     means: Gates | None = None,
     before_cut: Callable[[nn.Module, Sequence[Units], Keep], object] | None = None,
@@ -47,9 +50,11 @@ def prune(
     """The same pipeline, with a smaller denoiser.
 
     scores: one number per unit and group, higher stays, or what `learn_masks` returned (its
-    `logits`); groups without scores stay whole. ratio: share of the denoiser's parameters that
-    goes, all of them in the denominator. scope: "global" ranks the units of all groups in one list,
-    "layer" takes the same share of every group; at least one unit of a group stays.
+    `logits`); groups without scores stay whole. ratio: share of the denoiser's cost that goes, all
+    of it in the denominator. cost: "params", or "flops" of a call for one prompt; what attention
+    does between its projections is in the denominator, and goes unasked with its heads.
+    scope: "global" ranks the units of all groups in one list, "layer" takes the same share of
+    every group; at least one unit of a group stays.
     round_to: kept channels are a multiple of this in groups of at least four times as many; in
     smaller ones about as many go together. Heads stay whole.
     normalize, per_cost: as in `core.select`. gates, means: as in `core.materialize`.
@@ -63,13 +68,14 @@ def prune(
         raise ConfigError(f"ratio {ratio} is not a share between 0 and 1")
     _, denoiser = denoiser_of(pipe)
     scores = getattr(scores, "logits", scores)
-    units = priced_units(denoiser, kinds)
+    run = a_call(pipe, [NEUTRAL]) if cost == "flops" else None
+    units = priced_units(denoiser, kinds, run)
     _check(scores, units, denoiser)
     chosen = [u for u in units if u.name in scores]
-    total = sum(p.numel() for p in denoiser.parameters())
+    total = count_flops(run).total if run else sum(p.numel() for p in denoiser.parameters())
     keep = decide(
         scores, chosen, ratio * total, total,
-        scope=scope, round_to=round_to, normalize=normalize, per_cost=per_cost,
+        scope=scope, round_to=round_to, normalize=normalize, per_cost=per_cost, cost=cost,
     )  # fmt: skip
     if before_cut is not None:
         before_cut(denoiser, chosen, keep)
@@ -80,20 +86,27 @@ def prune(
     after = {
         u.name: before[u.name][keep[u.name]] if u.name in keep else before[u.name] for u in dense
     }
-    facts = {"method": method, "ratio": ratio}
+    facts = {"method": method, "ratio": ratio, "cost": cost}
     adopt(pipe, describe(dense, after, _old_biases(pipe) + biases, facts, _bypassed(pipe)))
     return pipe
 
 
-def priced_units(denoiser: nn.Module, kinds: Sequence[str] = KINDS) -> list[Units]:
-    """Units of the kinds, with their cost in parameters. Raises ConfigError for another kind."""
+def priced_units(
+    denoiser: nn.Module, kinds: Sequence[str] = KINDS, run: Callable[[], object] | None = None
+) -> list[Units]:
+    """Units of the kinds, with their cost in parameters, and with `run`, a call, in FLOPs.
+
+    Raises ConfigError for another kind.
+    """
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"{kind!r} is no kind of unit: known are {', '.join(KINDS)}")
     found = [u for u in units_of(denoiser) if kind_of(u) in kinds]
     if not found:
         raise ConfigError(f"{type(denoiser).__name__} has no {' or '.join(kinds)} to remove")
-    return price(denoiser, found)
+    if run is None:
+        return price(denoiser, found)
+    return price(denoiser, found, lambda _: run())
 
 
 def _old_biases(pipe: Any) -> list[str]:
@@ -136,22 +149,23 @@ def decide(
     round_to: int = 1,
     normalize: Literal["none", "z"] = "none",
     per_cost: bool = False,
+    cost: Cost = "params",
 ) -> Keep:
-    """The decision that removes at least `removed` parameters, and as little more as it can.
+    """The decision that removes at least `removed` of a cost, and as little more as it can.
 
     Rounding takes more than was asked for, so the budget is searched by bisection.
     Raises BudgetError with the largest share of `total` that can be removed.
     """
-    whole = sum(u.cost["params"] * u.size for u in units)
-    floors = sum(u.cost["params"] for u in units)
+    whole = sum(u.cost[cost] * u.size for u in units)
+    floors = sum(u.cost[cost] for u in units)
 
     def at(share: float) -> Keep:
-        budget = Budget(share, scope="global" if scope == "global" else "group")
+        budget = Budget(share, cost, scope="global" if scope == "global" else "group")
         found = select(scores, units, budget, normalize=normalize, per_cost=per_cost)
         return _rounded(found, scores, units, round_to)
 
     def gone(keep: Keep) -> float:
-        return sum(u.cost["params"] * (u.size - len(keep[u.name])) for u in units)
+        return sum(u.cost[cost] * (u.size - len(keep[u.name])) for u in units)
 
     low, high = min(1.0, floors / whole * (1 + 1e-6)), 1.0
     keep = at(low)
@@ -168,12 +182,18 @@ def decide(
             low, keep = middle, tried
         else:
             high = middle
-    ranked = {u.name: scores[u.name] / (u.cost["params"] if per_cost else 1.0) for u in units}
-    return _given_back(keep, ranked, units, gone(keep) - removed, round_to, scope)
+    ranked = {u.name: scores[u.name] / (u.cost[cost] if per_cost else 1.0) for u in units}
+    return _given_back(keep, ranked, units, gone(keep) - removed, round_to, scope, cost)
 
 
 def _given_back(
-    keep: Keep, scores: Gates, units: Sequence[Units], spare: float, round_to: int, scope: Scope
+    keep: Keep,
+    scores: Gates,
+    units: Sequence[Units],
+    spare: float,
+    round_to: int,
+    scope: Scope,
+    cost: Cost,
 ) -> Keep:
     """With what rounding took too much: one multiple of a group at a time, while it fits.
 
@@ -192,9 +212,9 @@ def _given_back(
             return -counts[u.name] / u.size
         return float(scores[u.name][orders[u.name][counts[u.name]]])
 
-    while fitting := [u for u in units if 0 < more(u) * u.cost["params"] <= spare]:
+    while fitting := [u for u in units if 0 < more(u) * u.cost[cost] <= spare]:
         chosen = max(fitting, key=urgency)
-        spare -= more(chosen) * chosen.cost["params"]
+        spare -= more(chosen) * chosen.cost[cost]
         counts[chosen.name] += more(chosen)
     return {name: order[: counts[name]].sort().values for name, order in orders.items()}
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ..profile import Ratio, compare, count_flops, measure_latency, size_of
 from ..profile.quantities import byte_size, milliseconds, operations
-from .pipelines import denoiser_of, generate, recording
+from .pipelines import a_call, denoiser_of
 from .pruned_models import is_pruned
 
 
@@ -43,21 +41,6 @@ class Report:
             ("per call", f"{operations(self.macs, 'MAC')}, {milliseconds(self.latency_ms)}"),
         ]
         return "\n".join(f"{name:14}{value}" for name, value in rows)
-
-
-def a_call(
-    pipe: Any, prompts: Sequence[str], *, guidance: float | None = None
-) -> Callable[[], object]:
-    """A function that repeats the first call which the pipeline makes of its denoiser."""
-    with recording(pipe) as calls:
-        generate(pipe, prompts, steps=1, guidance=guidance, output="latent")
-    denoiser, call = denoiser_of(pipe)[1], calls[0]
-
-    def again() -> object:
-        with torch.inference_mode():
-            return call.run(denoiser)
-
-    return again
 
 
 def report(

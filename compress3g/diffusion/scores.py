@@ -34,7 +34,8 @@ class PruneConfig:
     method: Literal["magnitude", "random", "taylor", "fisher", "ecodiff"] = _of(
         "taylor", "How units are scored; ecodiff learns masks, which takes longest."
     )
-    ratio: float = _of(0.2, "Share of the denoiser's parameters that goes, between 0 and 1.")
+    ratio: float = _of(0.2, "Share of the denoiser's cost that goes, between 0 and 1.")
+    cost: Literal["params", "flops"] = _of("params", "The cost that --ratio is a share of.")
     scope: Literal["auto", "global", "layer"] = _of(
         "auto", "Rank all units in one list, or take the same share of every group."
     )
@@ -74,7 +75,7 @@ class PruneConfig:
     def how(self) -> dict[str, Any]:
         """What `prune` is told besides the scores."""
         options: dict[str, Any] = {"ratio": self.ratio, "round_to": self.round_to}
-        options |= {"kinds": self.wanted, "method": self.method}
+        options |= {"kinds": self.wanted, "method": self.method, "cost": self.cost}
         if self.method == "ecodiff":
             return {**options, "scope": "global" if self.scope == "auto" else self.scope}
         criterion = CRITERIA[self.method]
@@ -157,6 +158,7 @@ def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence
 def _usual(config: PruneConfig) -> EcoDiffConfig:
     return EcoDiffConfig(
         target=config.ratio,
+        cost=config.cost,
         steps=config.steps,
         updates=config.updates,
         batch=config.batch,

@@ -273,14 +273,16 @@ def test_ecodiff_is_a_method_like_the_others(work, tmp_path, capsys):
 
 
 def test_a_toml_file_gives_options_and_flags_win(work, tmp_path, capsys):
-    (tmp_path / "o.toml").write_text('method = "magnitude"\nratio = 0.1\nround_to = 1\n')
+    (tmp_path / "o.toml").write_text(
+        'method = "magnitude"\nratio = 0.1\nround_to = 1\ncost = "flops"\n'
+    )
     code, _, err = run(
         capsys, "prune", work / "dense", tmp_path / "small", "--config", tmp_path / "o.toml",
         "--ratio", 0.15,
     )  # fmt: skip
     assert code == 0, err
     config = json.loads((tmp_path / "small" / "unet" / "config.json").read_text())["compress3g"]
-    assert (config["method"], config["ratio"]) == ("magnitude", 0.15)
+    assert (config["method"], config["ratio"], config["cost"]) == ("magnitude", 0.15, "flops")
 
 
 PRUNE = ("prune", "{dense}", "{out}")

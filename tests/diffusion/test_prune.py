@@ -7,12 +7,14 @@ import torch
 
 from compress3g.core import Cut, Units, gated, materialize, price
 from compress3g.diffusion import prune, units_of
+from compress3g.diffusion.pipelines import NEUTRAL, a_call
 from compress3g.diffusion.prune import decide
 from compress3g.diffusion.pruned_models import kept_of
 from compress3g.diffusion.units import kind_of
 from compress3g.errors import BudgetError, ConfigError, ScoreError
+from compress3g.profile import count_flops
 
-from .tiny import ARCHITECTURES, FAMILIES, Pipe, dense, dense_copy, random_scores
+from .tiny import ARCHITECTURES, FAMILIES, Pipe, captions, dense, dense_copy, random_scores
 
 
 def size(model):
@@ -74,6 +76,19 @@ def test_wide_channel_groups_come_in_whole_multiples():
         keep = decide(random_scores(units), units, ratio * total, total, round_to=16)
         assert all(len(keep[f"{name}.groups"]) * w % 16 == 0 for name, w in (("a", 10), ("b", 20)))
         assert len(keep["c.groups"]) % 6 in (0, 2)  # of 3 channels: 18 at a time, or whole
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25])
+def test_a_share_of_the_operations_goes(ratio):
+    """As counted, in calls of the pipeline's own; attention itself comes on top."""
+    dense, small = captions(), captions()
+    prune(small, random_scores(units_of(small.unet)), ratio=ratio, cost="flops", round_to=1)
+    before, after = (count_flops(a_call(p, [NEUTRAL])).total for p in (dense, small))
+    assert ratio <= 1 - after / before < ratio + 0.05
+    assert small.unet.config["compress3g"]["cost"] == "flops"
+    by_params = captions()
+    prune(by_params, random_scores(units_of(by_params.unet)), ratio=ratio, round_to=1)
+    assert size(by_params.unet) != size(small.unet)
 
 
 def test_layers_lose_the_same_share():
