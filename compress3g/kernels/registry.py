@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,9 +99,21 @@ def active(op: str, device_type: str, backend: str = "auto") -> str:
     raise BackendError(f"no backend of {op} runs on {device_type}")
 
 
+# A compiled graph keeps the backend that was active when it was traced.
+torch.compiler.assume_constant_result(active)
+
+
 def pick(op: str, device: torch.device, backend: str = "auto") -> ModuleType:
     """The backend module that runs `op` on `device`; `backend` names one for this call only."""
-    return _module(op, active(op, device.type, backend))
+    # `active` has imported it. torch.compile traces this look-up, but not `import_module`: what it
+    # shall find must be there before, see `import_all`.
+    return sys.modules[f"compress3g.kernels.{op}.{active(op, device.type, backend)}"]
+
+
+def import_all(op: str) -> None:
+    """Imports the backends of `op` for the devices of this machine, so that it can be compiled."""
+    for device_type in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        candidates(op, device_type)
 
 
 @contextmanager

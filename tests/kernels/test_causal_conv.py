@@ -179,3 +179,21 @@ def test_what_does_not_fit_is_refused_in_one_line():
         assert "\n" not in str(refused.value)
     with pytest.raises(BackendError, match="no backend 'abacus'"):
         causal_conv1d(**data, backend="abacus")
+
+
+def test_threads_do_not_change_a_bit(running, compiled, two_threads):
+    data = _data(3, 90, 100, 4, full=200)
+    results = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        with running("causal_conv", compiled):
+            out = causal_conv1d(**data, mode="hold", activation="silu")
+            grads = _gradients(data, mode="hold", activation="silu")
+            results.append((out, *grads.values()))
+    for many, one in zip(*results, strict=True):
+        assert torch.equal(many, one)
+
+
+def test_more_taps_than_the_compiled_convolution_has_are_refused(running, compiled):
+    with running("causal_conv", compiled), pytest.raises(BackendError, match="17 in"):
+        causal_conv1d(**_data(1, 2, 2, 17, full=2))

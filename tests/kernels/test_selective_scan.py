@@ -289,3 +289,47 @@ def test_shapes_and_options_that_do_not_fit_are_refused_in_one_line():
         assert "\n" not in str(refused.value)
     with pytest.raises(BackendError, match="no backend 'abacus'"):
         _scan(data, backend="abacus")
+
+
+def test_threads_do_not_change_a_bit(scanning, compiled, two_threads):
+    data = _data(3, 40, 100, 16, groups=2)
+    results = []
+    for threads in (2, 1, 2):
+        torch.set_num_threads(threads)
+        with scanning(compiled):
+            found, grads = _gradients(data, upstream=_upstream(data))
+            results.append((*found.values(), *grads.values()))
+    for many, one, again in zip(*results, strict=True):
+        assert torch.equal(many, one)
+        assert torch.equal(many, again)
+
+
+def test_a_batch_with_different_holes_is_its_images_one_by_one(scanning, scan_body):
+    data = _data(3, 25, 20, 16)
+    alone = ("A", "D", "delta_bias")
+    with scanning(scan_body):
+        whole = _scan(data)
+        for i in range(3):
+            single = {k: v if k in alone else v[i : i + 1] for k, v in data.items()}
+            _near(_scan(single)[0], whole[i], 1e-6)
+
+
+def test_steps_of_size_zero_change_no_state(scanning, scan_body):
+    data = _data(2, 20, 18, 16)
+    for name in ("delta", "u", "gap"):
+        data[name][:, 12:] = 0
+    options = {"return_last_state": True}
+    del data["delta_bias"]
+    data["delta"] = data["delta"].abs()
+    rows = {"u": 1, "delta": 1, "z": 1, "B": 2, "C": 2, "gap": 1}
+    short = {k: v.narrow(rows[k], 0, 12) if k in rows else v for k, v in data.items()}
+    with scanning(scan_body):
+        padded = selective_scan(**data, **options)[1]
+        assert torch.equal(padded, selective_scan(**short, **options)[1])
+
+
+def test_more_states_than_the_compiled_scan_has_are_refused(scanning, compiled):
+    with scanning(compiled), pytest.raises(BackendError, match="got 257 in"):
+        _scan(_data(1, 2, 2, 257))
+    with scanning(compiled), pytest.raises(BackendError, match="float64"):
+        _scan(_double(_data(1, 2, 2, 4)))

@@ -18,7 +18,7 @@ def _selective_scan_fn(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
     return_last_state=False,
 ):  # fmt: skip
-    """What mamba_ssm documents: (b, e, l) float32, B and C (b, g, n, l), no holes, zero at first."""
+    """What mamba_ssm documents: (b, e, l) float32, B and C (b, g, n, l), no holes, h_0 = 0."""
     assert D is None
     assert z is None
     assert delta_bias is None

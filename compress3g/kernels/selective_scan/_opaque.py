@@ -144,9 +144,8 @@ def _chain(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(_forward._qualname, _chain, setup_context=_keep)
 
 
-def _plain(x: Inputs) -> bool:
+def _plain(tensors: list[Tensor]) -> bool:
     """Whether nobody but the backend needs to see this call: the operator would cost 0.1 ms."""
-    tensors = [t for name in _TENSORS if (t := getattr(x, name)) is not None]
     return (
         not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
@@ -158,6 +157,6 @@ def run(x: Inputs, backend: str, *, ungated: bool, last_state: bool) -> Outputs:
     """The whole operation by the module `backend` of this folder."""
     tensors = [getattr(x, name) for name in _TENSORS]
     options = [getattr(x, name) for name in _OPTIONS]
-    run = _forward._init_fn if _plain(x) else _forward
+    run = _forward._init_fn if _plain([t for t in tensors if t is not None]) else _forward
     out, before, state = run(*tensors, *options, backend, ungated, last_state)
     return Outputs(out=out, ungated=before if ungated else out, last_state=state)
