@@ -1,19 +1,21 @@
 """Accuracy of the shipped Vim with fewer tokens: scores, alignments, merging, fine-tuning.
 
-    python benchmarks/mamba_accuracy.py --data FOLDER [--work FOLDER] [--part zero-shot|fine-tuned]
+    python benchmarks/mamba_accuracy.py --data FOLDER --work FOLDER [--part zero-shot|fine-tuned]
     python benchmarks/mamba_accuracy.py --quick
 
 FOLDER has the ten JSON files that _fashion.py names. Tokens go after blocks 2, 4 and 6 of 8. Every
 setting of `zero-shot` prunes the dense weights as they are; `fine-tuned` trains each contender for
 the same steps with the dense model as teacher. `--work` keeps what was measured, so that a run goes
-on where it stopped. Standard errors are of the test pictures: of differences, over pairs of answers
-to the same picture, and over seeds where there are several. `--quick` takes the 500 pictures that
-are shipped.
+on where it stopped, which `--minutes` may say; the results file has what there is by then.
+Standard errors are of the test pictures: of differences, over pairs of answers to the same picture,
+and over seeds where there are several. `--quick` takes the 500 pictures that are shipped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,19 +80,25 @@ def settings(keep: float) -> dict[str, PruneConfig]:
 CONTENDERS = (OURS, "r_meeto", "l1, none, none", MERGED, "top")
 
 
+class OutOfTime(Exception):
+    """The minutes that were given are over."""
+
+
 class Answers:
     """Which pictures were right under which name, kept in a folder."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, minutes: float = 1e9) -> None:
+        self.folder, self._until = folder, time.monotonic() + 60 * minutes
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def of(self, name: str, compute) -> np.ndarray:
         """Booleans by picture; computed once."""
-        file = None if self._folder is None else self._folder / f"{name}.npy"
+        file = None if self.folder is None else self.folder / f"{name}.npy"
         if file is not None and file.exists():
             return np.load(file)
+        if time.monotonic() > self._until:
+            raise OutOfTime
         found = compute().numpy()
         if file is not None:
             np.save(file, found)
@@ -98,14 +106,13 @@ class Answers:
         return found
 
 
-def zero_shot(found, parts: dict[str, Arrays], answers: Answers, names=None) -> dict[str, Any]:
-    """Accuracy of every setting on each of the splits."""
-    rows: dict[str, Any] = {}
+def zero_shot(rows, found, parts: dict[str, Arrays], answers: Answers, keeps, names=None) -> None:
+    """Adds the accuracy of every setting on each of the splits to `rows`."""
     model, look = found.model, found.preprocess
     for split, pictures in parts.items():
         dense = answers.of(f"{split} dense", lambda p=pictures: correct(model, p, look))
         rows[f"{split} dense"] = _row(dense, 1.0)
-        for keep in KEEPS:
+        for keep in keeps:
             for name, config in settings(keep).items():
                 if names is not None and name not in names:
                     continue
@@ -117,7 +124,6 @@ def zero_shot(found, parts: dict[str, Arrays], answers: Answers, names=None) -> 
                 key = f"{split} {keep:g} {name}"
                 share = flops(model, config.schedule).total / flops(model).total
                 rows[key] = _row(answers.of(key, run), share)
-    return rows
 
 
 def _row(right: np.ndarray, share: float) -> dict[str, float]:
@@ -143,10 +149,9 @@ def difference(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float]:
 
 
 def fine_tuned(
-    model_path: Path, parts: dict[str, Arrays], answers: Answers, seeds, keeps, steps: int
-) -> dict[str, Any]:
-    """Accuracy after `steps` of training of each contender, by keep, name and seed."""
-    rows: dict[str, Any] = {}
+    rows, model_path: Path, parts: dict[str, Arrays], answers: Answers, seeds, keeps, steps: int
+) -> None:
+    """Adds the accuracy after `steps` of training of each contender, by keep, name and seed."""
     for keep in keeps:
         for seed in seeds:
             for name in CONTENDERS:
@@ -163,7 +168,6 @@ def fine_tuned(
 
                 key = f"fine-tuned {keep:g} {name} seed {seed}"
                 rows[key] = {"top1": 100 * float(answers.of(key, run).mean())}
-    return rows
 
 
 def main() -> None:
@@ -173,7 +177,8 @@ def main() -> None:
     options.add_argument("--work", type=Path)
     options.add_argument("--part", choices=["zero-shot", "fine-tuned"])
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--keeps", default="0.65,0.8", help="For fine-tuning.")
+    options.add_argument("--keeps", default="0.65,0.8")
+    options.add_argument("--minutes", type=float, default=1e9, help="Begin nothing after these.")
     chosen = options.parse_args()
     torch.set_num_threads(1)
     found = load_checkpoint(chosen.model)
@@ -188,16 +193,18 @@ def main() -> None:
         options.error("--data FOLDER is needed without --quick")
     else:
         everything = splits(chosen.data)
-        answers = Answers(chosen.work)
+        answers = Answers(chosen.work, chosen.minutes)
         parts = {"test": everything["test"]}
     rows: dict[str, Any] = {}
-    if chosen.part in (None, "zero-shot"):
-        rows |= zero_shot(found, parts, answers, names)
-        if not chosen.quick:
-            chosen_by = [f"{s}, current, zero" for s in SCORES] + ["l1, none, zero", MERGED]
-            rows |= zero_shot(found, {"validation": everything["validation"]}, answers, chosen_by)
-    if chosen.part in (None, "fine-tuned"):
-        rows |= fine_tuned(chosen.model, everything, answers, seeds, keeps, steps)
+    with contextlib.suppress(OutOfTime):
+        if chosen.part in (None, "zero-shot"):
+            zero_shot(rows, found, parts, answers, keeps, names)
+            if not chosen.quick:
+                by = [f"{s}, current, zero" for s in SCORES] + ["l1, none, zero", MERGED]
+                validation = {"validation": everything["validation"]}
+                zero_shot(rows, found, validation, answers, keeps, by)
+        if chosen.part in (None, "fine-tuned"):
+            fine_tuned(rows, chosen.model, everything, answers, seeds, keeps, steps)
     rows |= compared(rows, answers, seeds)
     goals = [
         goal(f"{key}: points over merging, in standard errors", row["standard_errors"], 2.0)
@@ -212,22 +219,15 @@ def compared(rows: dict[str, Any], answers: Answers, seeds) -> dict[str, Any]:
     """Ours, by score or merged, against ordered merging at equal multiply-adds."""
     made: dict[str, Any] = {}
 
-    def recall(key: str) -> np.ndarray:
-        return answers.of(key, lambda: None)
-
-    if answers._folder is None:
-        return made
-    for keep in KEEPS:
+    for keep in KEEPS if answers.folder is not None else ():
         for ours in (OURS, MERGED):
-            if f"test {keep:g} {ours}" in rows:
-                pair = [[recall(f"test {keep:g} {n}")] for n in (ours, "r_meeto")]
-                made[f"zero-shot {keep:g}, {ours} - r_meeto"] = _gap(*pair)
-            if f"fine-tuned {keep:g} {ours} seed 0" in rows:
-                pair = [
-                    [recall(f"fine-tuned {keep:g} {n} seed {s}") for s in seeds]
-                    for n in (ours, "r_meeto")
-                ]
-                made[f"fine-tuned {keep:g}, {ours} - r_meeto"] = _gap(*pair)
+            for part, ends in (("test", [""]), ("fine-tuned", [f" seed {s}" for s in seeds])):
+                keys = [[f"{part} {keep:g} {n}{e}" for e in ends] for n in (ours, "r_meeto")]
+                both = [e for e in zip(*keys, strict=True) if set(e) <= set(rows)]
+                if both:  # only seeds that both have
+                    found = [[np.load(answers.folder / f"{k}.npy") for k in e] for e in both]
+                    a, b = [x for x, _ in found], [y for _, y in found]
+                    made[f"{part} {keep:g}: {ours} - r_meeto"] = _gap(a, b)
     return made
 
 

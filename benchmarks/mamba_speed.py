@@ -53,11 +53,10 @@ def main() -> None:
                 return model(images)
 
         naive = partial(run, config(keep, align="none", conv_align="none"))
-        for name, changes in {
-            "scan": {"conv_align": "none"},
-            "convolution": {"align": "none"},
-            "both": {},
-        }.items():
+        parts = {"both": {}}
+        if not chosen.quick:
+            parts |= {"scan": {"conv_align": "none"}, "convolution": {"align": "none"}}
+        for name, changes in parts.items():
             ratio = compare(naive, partial(run, config(keep, **changes)), seconds=seconds,
                             clock="cpu")  # fmt: skip
             cost = 100 * (ratio.median - 1)

@@ -31,7 +31,8 @@ def keep_tokens(
     least = 0 if always is None else len(always.unique())
     if not max(least, 1) <= count <= n:
         raise BudgetError(f"cannot keep {count} of {n} tokens, {least} of them always")
-    if bool(score.isnan().any()):
+    # A graph that is being exported cannot ask for a value.
+    if not torch.compiler.is_compiling() and bool(score.isnan().any()):
         raise ScoreError(f"token scores of shape {tuple(score.shape)} hold NaN")
     rank = score.detach().double()
     if valid is not None:

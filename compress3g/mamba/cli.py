@@ -12,7 +12,7 @@ import click
 
 from ..engine.options import options_from, resolve
 from ..errors import ConfigError
-from .config import PruneConfig, PruneOptions, numbers
+from .config import PruneConfig, PruneOptions, described, numbers
 from .train import TrainConfig
 
 if TYPE_CHECKING:
@@ -65,17 +65,6 @@ def _pruning(checkpoint: Checkpoint, options: PruneOptions) -> PruneConfig | Non
     return options.config(checkpoint.model) or checkpoint.pruning
 
 
-def _described(pruning: PruneConfig | None) -> str:
-    if pruning is None:
-        return "dense"
-    s = pruning.schedule
-    keeps = ",".join(f"{k:g}" for k in s.keep)
-    return (
-        f"after blocks {','.join(map(str, s.layers))} keep {keeps} ({s.mode}), {pruning.method}, "
-        f"score {pruning.score}, align {pruning.align}, conv {pruning.conv_align}"
-    )
-
-
 @app.command()
 @click.argument("ckpt", type=_PATH)
 @_JSON
@@ -90,7 +79,7 @@ def info(ckpt: Path, as_json: bool) -> None:
         "architecture": type(found.model).__name__,
         **dataclasses.asdict(config),
         "parameters": size_of(found.model).params,
-        "pruning": _described(found.pruning),
+        "pruning": described(found.pruning),
         "tokens": list(flops(config, schedule).tokens),
     }
     for convention in ("paper", "true"):
@@ -157,7 +146,7 @@ def evaluate(
     figures = {
         "top1": top1,
         "pictures": len(pictures),
-        "pruning": _described(pruning),
+        "pruning": described(pruning),
         "macs": cost,
         "macs_share": cost / flops(found.model).total,
     }
@@ -284,7 +273,7 @@ def finetune(
         click.echo(json.dumps({"output": str(output), **dataclasses.asdict(done)}))
         return
     click.echo(f"{done.steps} steps in {done.cpu_seconds:.0f} s of processor: loss {done.loss:.3f}")
-    click.echo(f"{output}  {_described(pruning)}")
+    click.echo(f"{output}  {described(pruning)}")
 
 
 @app.command()
@@ -386,3 +375,24 @@ def show(
     click.echo(f"dense   {shown.dense}")
     click.echo(f"pruned  {shown.pruned}  ({shown.kept[-1]} of {shown.patches} patches)")
     click.echo(f"{out}")
+
+
+@app.command()
+@_CKPT
+@click.argument("output", type=_PATH)
+@options_from(PruneOptions)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+def export(ckpt: Path, output: Path, config_file: Path | None, batch: int, **options: Any) -> None:
+    """Write the model, pruned or not, as a .pt2 file that torch runs without this package."""
+    from .export import export as exported
+    from .export import save_program
+    from .patch import apply_patch
+
+    chosen = resolve(PruneOptions, options, config_file)
+    found = _open(ckpt)
+    pruning = _pruning(found, chosen)
+    if chosen.config(found.model) is not None and pruning is not None:
+        apply_patch(found.model, pruning)
+    program = exported(found.model, batch=batch)
+    save_program(output, program)
+    click.echo(f"{output}  {len(program.graph.nodes):,} operators, {described(pruning)}")

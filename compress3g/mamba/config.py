@@ -45,6 +45,22 @@ class PruneConfig:
             raise ConfigError(f"max_gap counts positions, got {self.max_gap}")
 
 
+def described(config: PruneConfig | None) -> str:
+    """One line for people.
+
+    >>> described(None)
+    'dense'
+    """
+    if config is None:
+        return "dense"
+    s = config.schedule
+    keeps = ",".join(f"{k:g}" for k in s.keep)
+    return (
+        f"after blocks {','.join(map(str, s.layers))} keep {keeps} ({s.mode}), {config.method}, "
+        f"score {config.score}, align {config.align}, conv {config.conv_align}"
+    )
+
+
 _NAIVE: dict[str, Any] = {"align": "none", "conv_align": "none"}
 _PRESETS: dict[Preset, dict[str, Any]] = {
     "top": {"score": "clip", "align": "current", "conv_align": "none"},

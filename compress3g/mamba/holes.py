@@ -73,6 +73,7 @@ class Holes:
 
         return ways(self.positions, self.grid, self.max_gap)
 
+    @cached_property
     def convolution(self) -> dict[str, Any]:
         """Arguments of `causal_conv1d` about holes."""
         if self.conv_align == "none":

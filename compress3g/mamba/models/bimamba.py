@@ -79,7 +79,7 @@ def _scan_inputs(way: Direction, x: Tensor, holes: Holes | None) -> Scanned:
             way.conv.bias,
             reverse=way.reverse,
             activation="silu",
-            **holes.convolution(),
+            **holes.convolution,
         )
     rank, state = way.dt_proj.in_features, way.a_log.shape[1]
     r, b, c = way.x_proj(u).split([rank, state, state], dim=-1)

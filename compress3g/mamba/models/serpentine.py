@@ -32,6 +32,21 @@ def _step(before: tuple[int, int] | None, cell: tuple[int, int]) -> int:
 
 
 @lru_cache(maxsize=64)
+def _tables(high: int, wide: int) -> tuple[list[list[int]], list[list[int]]]:
+    ranks = [[0] * (high * wide) for _ in range(4)]
+    ids = [[0] * (high * wide) for _ in range(4)]
+    for order in range(4):
+        turned = order >= 2  # columns: rows of the transposed grid
+        cells = _rows(*((wide, high) if turned else (high, wide)), upwards=order % 2 == 1)
+        before = None
+        for rank, (a, b) in enumerate(cells):
+            cell = (b, a) if turned else (a, b)
+            index = cell[0] * wide + cell[1]
+            ranks[order][index], ids[order][index] = rank, _step(before, cell)
+            before = cell
+    return ranks, ids
+
+
 def serpentine(high: int, wide: int) -> tuple[Int[Tensor, "4 n"], Int[Tensor, "4 n"]]:
     """For each order: the rank of every cell of the grid, and its direction id.
 
@@ -41,15 +56,6 @@ def serpentine(high: int, wide: int) -> tuple[Int[Tensor, "4 n"], Int[Tensor, "4
     >>> serpentine(2, 2)[0].tolist()
     [[0, 1, 3, 2], [3, 2, 0, 1], [0, 3, 1, 2], [3, 0, 2, 1]]
     """
-    ranks = torch.empty(4, high * wide, dtype=torch.long)
-    ids = torch.empty(4, high * wide, dtype=torch.long)
-    for order in range(4):
-        turned = order >= 2  # columns: rows of the transposed grid
-        cells = _rows(*((wide, high) if turned else (high, wide)), upwards=order % 2 == 1)
-        before = None
-        for rank, (a, b) in enumerate(cells):
-            cell = (b, a) if turned else (a, b)
-            index = cell[0] * wide + cell[1]
-            ranks[order, index], ids[order, index] = rank, _step(before, cell)
-            before = cell
-    return ranks, ids
+    # Numbers are kept, not tensors: one made while a graph is traced must not be met again.
+    ranks, ids = _tables(high, wide)
+    return torch.tensor(ranks), torch.tensor(ids)
