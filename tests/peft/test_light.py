@@ -199,6 +199,37 @@ def test_optimiser_state_follows_its_rows_and_columns():
     assert torch.equal(optimizer.state[up]["exp_avg"], before[rows][:, kept])
 
 
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_factored_optimisers_go_on_after_the_cut(library):
+    import transformers
+
+    model = classifier(lora_dropout=0.0)
+    _, plan, _ = looked(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if library == "torch":
+        optimizer = torch.optim.Adafactor(trained)
+    else:
+        optimizer = transformers.Adafactor(trained, lr=1e-3, relative_step=False)
+    model(**batch()).loss.backward()
+    optimizer.step()
+    apply_plan(model, plan, optimizer)
+    fresh = copy.deepcopy(model)
+    if library == "torch":
+        other = torch.optim.Adafactor([p for p in fresh.parameters() if p.requires_grad])
+    else:
+        left = [p for p in fresh.parameters() if p.requires_grad]
+        other = transformers.Adafactor(left, lr=1e-3, relative_step=False)
+    for each, optim in ((model, optimizer), (fresh, other)):
+        each.zero_grad()
+        each(**batch()).loss.backward()
+        optim.step()
+    for p, q in zip(model.parameters(), fresh.parameters(), strict=True):
+        if q in other.state:
+            shapes = {k: v.shape for k, v in other.state[q].items() if torch.is_tensor(v)}
+            for key, shape in shapes.items():
+                assert optimizer.state[p][key].shape == shape, key
+
+
 def test_gradients_after_the_cut_are_those_of_a_freshly_built_small_model(tmp_path):
     import peft
 
