@@ -91,8 +91,11 @@ def _share_of(priced: Sequence[Units], kind: str) -> Callable[[Keep], float]:
 
 
 def bare(base: Any) -> Any:
-    """A copy of the base model without adapters."""
+    """A copy of the base model without adapters and hooks."""
     small = copy.deepcopy(base)
     for name, layer in [(n, m) for n, m in small.named_modules() if hasattr(m, "lora_A")]:
         small.set_submodule(name, layer.base_layer)
+    for module in small.modules():  # gates that are open fit the uncut widths
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
     return small

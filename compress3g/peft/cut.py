@@ -183,12 +183,25 @@ def _slice_state(
     for key, t in held.items():
         if not isinstance(t, Tensor) or t.dim() == 0:
             continue
-        # As large as the parameter, or one of Adafactor's two factors: rows or columns of it.
-        dims = {shape: {0: 0, 1: 1}, shape[:-1]: {0: 0}, shape[:-2] + shape[-1:]: {1: 0}}
         for dim, kept in cuts:
-            where = dims.get(t.shape, {}).get(dim) if t.dim() < 2 or t.shape == shape else dim
-            if where is not None:
-                held[key] = held[key].index_select(where, kept.to(t.device))
+            if (axis := _axis(key, t.shape, shape, dim)) is not None:
+                held[key] = held[key].index_select(axis, kept.to(t.device))
+
+
+def _axis(key: str, found: torch.Size, shape: torch.Size, dim: int) -> int | None:
+    """Where a state's tensor runs along dimension `dim` of a parameter of `shape`, if it does.
+
+    It is as large as the parameter, or a factor of it (Adafactor): with a dimension of one in the
+    other's place, or without it.
+    """
+    if len(found) == len(shape):
+        return dim if found[dim] == shape[dim] else None
+    last = len(shape) - 1
+    if found == shape[:-1] and "col" not in key:
+        return dim if dim < last else None
+    if found == shape[:-2] + shape[-1:] and "row" not in key:
+        return last - 1 if dim == last else None
+    return None
 
 
 def _write_down(model: Any, plan: Plan, adapter: str) -> None:

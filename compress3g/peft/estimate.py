@@ -117,7 +117,7 @@ class Estimator:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self.done > self._planned // 2:
-            self.adapters.add(scale)
+            self.adapters.add()
         self.shrink()
         self._watch()
         return True

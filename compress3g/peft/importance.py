@@ -82,13 +82,13 @@ class AdapterImportance:
         return hook
 
     @torch.no_grad()
-    def add(self, scale: float = 1.0) -> None:
-        """Read the ranks' gradients, once per optimiser step; scale: what the loss was given."""
+    def add(self) -> None:
+        """Read the ranks' gradients, once per optimiser step, as the optimiser will."""
         for name, layer in self._layers.items():
             up = layer.lora_B[self._adapter].weight
             if up.grad is None:
                 continue
-            each = (up.float() * up.grad.float()).sum(0).abs() / scale
+            each = (up.float() * up.grad.float()).sum(0).abs()
             if self._per_size:
                 down = layer.lora_A[self._adapter].weight
                 each = each * (1 / down.shape[1] + 1 / up.shape[0])

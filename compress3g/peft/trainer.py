@@ -6,6 +6,7 @@ import logging
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .cost import Batch
 from .light import STATE, Light, is_weak
 
 _log = logging.getLogger(__name__)
+_RECENT = 100  # steps whose median is the step's time
 
 
 class LightPeftCallback(TrainerCallback):
@@ -33,7 +35,10 @@ class LightPeftCallback(TrainerCallback):
     def __init__(self, config: LightPeftConfig | None = None, *, cut: bool = True) -> None:
         self._config, self._cut = config or LightPeftConfig(), cut
         self.light: Light | None = None
-        self._times: tuple[list[float], list[float]] = ([], [])
+        self._times: tuple[deque[float], deque[float]] = (
+            deque(maxlen=_RECENT),
+            deque(maxlen=_RECENT),
+        )
         self._started = 0.0
 
     def restore(self, model: Any, checkpoint: str | Path) -> None:
