@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -85,10 +86,11 @@ class Corpus:
             for name in told[0][0]
         }
         untold = _arguments(pipe, [""], steps)[0]
-        pipe.scheduler.set_timesteps(steps)
+        scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's changes with every call
+        scheduler.set_timesteps(steps)
         return cls(
             list(prompts), latents.cpu(), embedding_in(whole).cpu(), adapter_of(pipe),
-            pipe.scheduler, denoiser_of(pipe)[1], whole, untold, by_row,
+            scheduler, denoiser_of(pipe)[1], whole, untold, by_row,
         )  # fmt: skip
 
     def __len__(self) -> int:

@@ -48,8 +48,13 @@ def expert_of(denoiser: Any, space: Space, keep: Keep, *, index: int = 0) -> Any
 
     What is not cut is not copied: it shares memory with the dense denoiser.
     """
-    shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
-    made = copy.deepcopy(denoiser, dict(shared))
+    # Parameters of its own, which surgery may change, over the same memory.
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for p in denoiser.parameters()
+    }
+    shared |= {id(b): b.detach() for b in denoiser.buffers()}
+    made = copy.deepcopy(denoiser, shared)
     vars(made).pop("forward", None)  # a routed pipeline answers in the place of its denoiser
     units = units_of(denoiser)
     kept = unbundled(keep, space, units)

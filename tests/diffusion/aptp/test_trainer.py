@@ -93,7 +93,7 @@ def test_values_nothing_can_be_learnt_with_are_named(name):
 def test_samples_are_what_the_scheduler_makes_of_the_latents(corpus, pipe):
     rows = torch.tensor([0, 5])
     sample = corpus.draw(rows, torch.Generator().manual_seed(0))
-    noise_at = {float(t) for t in pipe.scheduler.timesteps}
+    noise_at = {float(t) for t in corpus.scheduler.timesteps}
     assert all(float(t) in noise_at for t in sample.times)
     # DDIM predicts the noise: x = sqrt(a) z + sqrt(1 - a) e.
     a = pipe.scheduler.alphas_cumprod[sample.times.long()].view(-1, 1, 1, 1)
