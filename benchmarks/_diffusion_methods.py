@@ -1,4 +1,8 @@
-"""Ways to prune the digits pipeline that diffusion_quality.py compares, by name."""
+"""Ways to prune the digits pipeline that diffusion_quality.py compares, by name.
+
+Masks ("ecodiff", "step", "control") are learnt for the ratio they are pruned at; "ecodiff@0.3"
+prunes at any by those for 0.3. "+refit" adds the ridge regression of readers.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,8 @@ class Methods:
     def prune(self, method: str, ratio: float, draw: int = 0) -> Any:
         """A copy of the pipeline without `ratio` of its denoiser's parameters."""
         name, _, then = method.partition("+")
+        name, _, learnt_at = name.partition("@")
+        target = float(learnt_at or ratio)
         pipe = copy.deepcopy(self.pipe)
         if name.startswith("torch-pruning"):
             return self._peer(pipe, ratio, taylor=name.endswith("taylor"))
@@ -57,10 +63,10 @@ class Methods:
             order = torch.Generator().manual_seed(draw)
             scores = {
                 n: z[torch.randperm(len(z), generator=order)]
-                for n, z in self._masks("last", ratio).items()
+                for n, z in self._masks("last", target).items()
             }
         elif name in ("ecodiff", "step"):
-            scores = self._masks("last" if name == "ecodiff" else "step", ratio)
+            scores = self._masks("last" if name == "ecodiff" else "step", target)
         else:
             scores = self._of_criterion(name, draw)
         how["ratio"] = ratio
@@ -99,12 +105,12 @@ class Methods:
             save_tensors(file, cd.scores_of(copy.deepcopy(self.pipe), self.captions, config), {})
         return load_tensors(file)[0]
 
-    def _masks(self, kind: Any, ratio: float) -> dict[str, Tensor]:
-        """Learnt at this ratio, or read from the folder; an interrupted run goes on."""
-        file = self.folder / f"{kind}-{ratio:g}-{self.seed}.safetensors"
+    def _masks(self, kind: Any, target: float) -> dict[str, Tensor]:
+        """Learnt for this ratio, or read from the folder; an interrupted run goes on."""
+        file = self.folder / f"{kind}-{target:g}-{self.seed}.safetensors"
         if not file.exists():
             config = cd.EcoDiffConfig(
-                target=ratio, loss=kind, seed=self.seed, guidance=self.guidance, **LEARNING
+                target=target, loss=kind, seed=self.seed, guidance=self.guidance, **LEARNING
             )
             cd.learn_masks(
                 copy.deepcopy(self.pipe), self.captions, config,
