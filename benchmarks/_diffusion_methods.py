@@ -21,8 +21,8 @@ from compress3g.diffusion.prune import decide, priced_units
 from compress3g.engine.checkpoint import load_tensors, save_tensors
 
 METHODS = (
-    "ecodiff", "magnitude", "taylor", "random", "fisher", "ecodiff+refit", "taylor+refit",
-    "fisher+refit", "torch-pruning", "torch-pruning taylor", "control", "step",
+    "ecodiff@0.3", "ecodiff", "magnitude", "taylor", "random", "fisher", "ecodiff+refit",
+    "taylor+refit", "fisher+refit", "torch-pruning", "torch-pruning taylor", "control", "step",
 )  # fmt: skip
 ROUND_TO = 8  # kept channels; the model's layers have 16 to 48
 DRAWS = {"random": 2, "control": 2}  # of every seed; others have one
@@ -31,6 +31,7 @@ LEARNING: dict[str, Any] = {
     "updates": 40, "batch": 8, "accumulate": 1, "steps": 8, "learning_rate": 0.2, "rho": 3.0,
     "dual_rate": 0.3,
 }  # fmt: skip
+UPDATES = LEARNING["updates"]
 INNER = True  # torch-pruning leaves the residual stream whole
 SETTINGS = (ROUND_TO, LEARNING, INNER)
 
@@ -39,7 +40,7 @@ SETTINGS = (ROUND_TO, LEARNING, INNER)
 class Methods:
     """What the methods look at: training captions. Scores and masks are kept in `folder`.
 
-    seed: of all that is random but the draws of "random" and "control".
+    seed: of all that is random but the draws of "random" and "control"; updates: of masks.
     """
 
     pipe: Any
@@ -48,6 +49,7 @@ class Methods:
     guidance: float
     seed: int
     folder: Path
+    updates: int
 
     def prune(self, method: str, ratio: float, draw: int = 0) -> Any:
         """A copy of the pipeline without `ratio` of its denoiser's parameters."""
@@ -110,7 +112,11 @@ class Methods:
         file = self.folder / f"{kind}-{target:g}-{self.seed}.safetensors"
         if not file.exists():
             config = cd.EcoDiffConfig(
-                target=target, loss=kind, seed=self.seed, guidance=self.guidance, **LEARNING
+                target=target,
+                loss=kind,
+                seed=self.seed,
+                guidance=self.guidance,
+                **{**LEARNING, "updates": self.updates},
             )
             cd.learn_masks(
                 copy.deepcopy(self.pipe), self.captions, config,

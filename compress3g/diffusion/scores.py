@@ -29,7 +29,7 @@ class PruneConfig:
     """Everything that decides what goes, besides the pipeline and the prompts."""
 
     method: Literal["magnitude", "random", "taylor", "fisher", "ecodiff"] = _of(
-        "taylor", "How units are scored; ecodiff learns masks, which takes longest."
+        "fisher", "How units are scored; ecodiff learns masks: better, and takes longest."
     )
     ratio: float = _of(0.2, "Share of the denoiser's parameters that goes, between 0 and 1.")
     scope: Literal["auto", "global", "layer"] = _of(
