@@ -1,4 +1,8 @@
-"""Ways to prune the digits pipeline that diffusion_quality.py compares, by name."""
+"""Ways to prune the digits pipeline that diffusion_quality.py compares, by name.
+
+Masks ("ecodiff", "step", "control") are learnt for the ratio they are pruned at; "ecodiff@0.3"
+prunes at any by those for 0.3. "+refit" adds the ridge regression of readers.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,8 @@ from compress3g.diffusion.prune import decide, priced_units
 from compress3g.engine.checkpoint import load_tensors, save_tensors
 
 METHODS = (
-    "ecodiff", "magnitude", "taylor", "random", "fisher", "ecodiff+refit", "taylor+refit",
-    "fisher+refit", "torch-pruning", "torch-pruning taylor", "control", "step",
+    "ecodiff@0.3", "ecodiff", "magnitude", "taylor", "random", "fisher", "ecodiff+refit",
+    "taylor+refit", "fisher+refit", "torch-pruning", "torch-pruning taylor", "control", "step",
 )  # fmt: skip
 ROUND_TO = 8  # kept channels; the model's layers have 16 to 48
 DRAWS = {"random": 2, "control": 2}  # of every seed; others have one
@@ -27,6 +31,7 @@ LEARNING: dict[str, Any] = {
     "updates": 40, "batch": 8, "accumulate": 1, "steps": 8, "learning_rate": 0.2, "rho": 3.0,
     "dual_rate": 0.3,
 }  # fmt: skip
+UPDATES = LEARNING["updates"]
 INNER = True  # torch-pruning leaves the residual stream whole
 SETTINGS = (ROUND_TO, LEARNING, INNER)
 
@@ -35,7 +40,7 @@ SETTINGS = (ROUND_TO, LEARNING, INNER)
 class Methods:
     """What the methods look at: training captions. Scores and masks are kept in `folder`.
 
-    seed: of all that is random but the draws of "random" and "control".
+    seed: of all that is random but the draws of "random" and "control"; updates: of masks.
     """
 
     pipe: Any
@@ -44,10 +49,13 @@ class Methods:
     guidance: float
     seed: int
     folder: Path
+    updates: int
 
     def prune(self, method: str, ratio: float, draw: int = 0) -> Any:
         """A copy of the pipeline without `ratio` of its denoiser's parameters."""
         name, _, then = method.partition("+")
+        name, _, learnt_at = name.partition("@")
+        target = float(learnt_at or ratio)
         pipe = copy.deepcopy(self.pipe)
         if name.startswith("torch-pruning"):
             return self._peer(pipe, ratio, taylor=name.endswith("taylor"))
@@ -57,10 +65,10 @@ class Methods:
             order = torch.Generator().manual_seed(draw)
             scores = {
                 n: z[torch.randperm(len(z), generator=order)]
-                for n, z in self._masks("last", ratio).items()
+                for n, z in self._masks("last", target).items()
             }
         elif name in ("ecodiff", "step"):
-            scores = self._masks("last" if name == "ecodiff" else "step", ratio)
+            scores = self._masks("last" if name == "ecodiff" else "step", target)
         else:
             scores = self._of_criterion(name, draw)
         how["ratio"] = ratio
@@ -99,12 +107,16 @@ class Methods:
             save_tensors(file, cd.scores_of(copy.deepcopy(self.pipe), self.captions, config), {})
         return load_tensors(file)[0]
 
-    def _masks(self, kind: Any, ratio: float) -> dict[str, Tensor]:
-        """Learnt at this ratio, or read from the folder; an interrupted run goes on."""
-        file = self.folder / f"{kind}-{ratio:g}-{self.seed}.safetensors"
+    def _masks(self, kind: Any, target: float) -> dict[str, Tensor]:
+        """Learnt for this ratio, or read from the folder; an interrupted run goes on."""
+        file = self.folder / f"{kind}-{target:g}-{self.seed}.safetensors"
         if not file.exists():
             config = cd.EcoDiffConfig(
-                target=ratio, loss=kind, seed=self.seed, guidance=self.guidance, **LEARNING
+                target=target,
+                loss=kind,
+                seed=self.seed,
+                guidance=self.guidance,
+                **{**LEARNING, "updates": self.updates},
             )
             cd.learn_masks(
                 copy.deepcopy(self.pipe), self.captions, config,

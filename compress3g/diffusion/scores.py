@@ -32,7 +32,7 @@ class PruneConfig:
     """Everything that decides what goes, besides the pipeline and the prompts."""
 
     method: Literal["magnitude", "random", "taylor", "fisher", "ecodiff"] = _of(
-        "taylor", "How units are scored; ecodiff learns masks, which takes longest."
+        "fisher", "How units are scored; ecodiff learns masks: better, and takes longest."
     )
     ratio: float = _of(0.2, "Share of the denoiser's cost that goes, between 0 and 1.")
     cost: Literal["params", "flops"] = _of("params", "The cost that --ratio is a share of.")
