@@ -173,7 +173,7 @@ class _Run:
     ) -> None:
         self.student, self.weights, self.config = student, dict(weights), config
         self.device = next(student.parameters()).device
-        self.rank, self._world = processes(config.accumulate)
+        self.rank, self._world = processes(config.accumulate, "--accumulate")
         if not prompts:
             raise ConfigError("there is no prompt to learn from: give at least one")
         call = dict(call)

@@ -19,8 +19,8 @@ def join() -> None:
         require("accelerate", extra="diffusion", purpose="several processes").PartialState()
 
 
-def processes(accumulate: int) -> tuple[int, int]:
-    """Rank and number of processes; `accumulate` pieces of work are to be shared out.
+def processes(pieces: int, option: str) -> tuple[int, int]:
+    """Rank and number of processes, which share out as many pieces of work as an option says.
 
     Raises ConfigError when they cannot share evenly.
     """
@@ -28,10 +28,9 @@ def processes(accumulate: int) -> tuple[int, int]:
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     world = dist.get_world_size()
-    if accumulate % world:
+    if pieces % world:
         raise ConfigError(
-            f"{world} processes cannot share {accumulate} batches evenly: give --accumulate a "
-            f"multiple of {world}"
+            f"{world} processes cannot share {option} {pieces} evenly: give a multiple of {world}"
         )
     return dist.get_rank(), world
 

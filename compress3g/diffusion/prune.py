@@ -78,15 +78,8 @@ def prune(
     after = {
         u.name: before[u.name][keep[u.name]] if u.name in keep else before[u.name] for u in dense
     }
-    adopt(
-        pipe,
-        describe(
-            dense,
-            after,
-            _old_biases(pipe) + biases,
-            {"method": method, "ratio": ratio, "cost": cost},
-        ),
-    )
+    facts = {"method": method, "ratio": ratio, "cost": cost}
+    adopt(pipe, describe(dense, after, _old_biases(pipe) + biases, facts))
     return pipe
 
 
