@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,8 +67,12 @@ def report(
         latency_ms=measure_latency(again, seconds=seconds, device=flops.device).p50,
         batch=len(prompts),
         device=flops.device,
-        pruned=None if about is None else f"{about['method']}, ratio {about['ratio']:g}",
+        pruned=None if about is None else _pruned(about),
     )
+
+
+def _pruned(about: Mapping[str, Any]) -> str:
+    return f"{about['method']}, {about['ratio']:g} of the {about.get('cost', 'params')} removed"
 
 
 def race(

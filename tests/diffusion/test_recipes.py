@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
+import signal
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from compress3g.errors import ConfigError
 
 from .pipelines import pipeline
 
+# The package's own name for the function hides the module.
+_Run = sys.modules["compress3g.diffusion.finetune"]._Run
 FOLDER = Path(__file__).parents[2] / "pipelines"
 RECIPES = {"sdxl": "SDXL", "flux": "Flux", "sd35": "SD3", "sd2": "SD"}
 KINDS = {"learn": EcoDiffConfig, "prune": PruneConfig, "finetune": FinetuneConfig}
@@ -72,6 +77,36 @@ def test_it_runs_on_a_tiny_pipeline_of_the_family(name, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "dense", "prompts.txt", "recipe.toml", "small",
     ]  # fmt: skip
+
+
+def test_an_interrupted_recipe_goes_on_to_the_same_pipeline(tmp_path, monkeypatch, capsys):
+    save(copy.deepcopy(pipeline("SD")), tmp_path / "dense")
+    (tmp_path / "prompts.txt").write_text("a red cat\nthree dog\n")
+    recipe = tmp_path / "recipe.toml"
+    text = shortened(FOLDER / "ecodiff_sd2" / "recipe.toml")
+    recipe.write_text(text.replace("updates = 1", "updates = 3"))
+    learn = _Run._learn
+
+    def told_to_stop(self, m):
+        if self.done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(self, m)
+
+    def run(out):
+        words = ["diffusion", "prune", tmp_path / "dense", out, "--config", recipe]
+        return main([str(w) for w in [*words, "--prompts", tmp_path / "prompts.txt"]])
+
+    assert run(tmp_path / "straight") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_learn", told_to_stop)
+        assert run(tmp_path / "broken") == 130
+    left = {p.name for p in tmp_path.iterdir()}
+    assert {"broken.learn", "broken.finetune"} < left
+    assert "broken" not in left
+    assert run(tmp_path / "broken") == 0
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    assert not list(tmp_path.glob("broken.*"))
 
 
 @pytest.mark.parametrize(
