@@ -247,6 +247,7 @@ print("clean")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes of compiling on an idle core
 @pytest.mark.skipif(GCC is None, reason="no gcc")
 @pytest.mark.skipif(sys.platform != "linux", reason="preloading the sanitizer needs Linux")
 def test_no_kernel_touches_foreign_memory_or_undefined_behaviour(tmp_path):

@@ -143,7 +143,7 @@ def _summed(parts: Float[Tensor, "outer parts size"]) -> Float[Tensor, "outer si
     outer, count, size = parts.shape
     if count == 1:
         return parts[:, 0]
-    if count == 0:
+    if parts.numel() == 0:
         return parts.new_zeros(outer, size)
     out = torch.empty(outer, size)
     parallel_for(
