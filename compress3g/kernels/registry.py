@@ -32,7 +32,7 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "cpu": ("cpu", "chunked", "reference"),
         "cuda": ("mamba_ssm", "triton", "chunked", "reference"),
     },
-    "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
 }
 
 _forced: dict[str, str] = {}

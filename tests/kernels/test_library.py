@@ -104,10 +104,12 @@ import sys
 import torch
 from compress3g.kernels import _library, code_scan, hamming, residual_scan
 from compress3g.kernels.adam import SparseAdam
+from compress3g.kernels.causal_conv import causal_conv1d
 from compress3g.kernels.composite import composite, weights
 from compress3g.kernels.hash_grid import Levels, encode
 from compress3g.kernels.mlp import mlp
 from compress3g.kernels.ray_march import march, pack_bits
+from compress3g.kernels.selective_scan import selective_scan
 
 _library.__file__ = sys.argv[1]
 assert _library.status() is None, _library.status()
@@ -194,6 +196,30 @@ def pages(n):
     refused(residual_scan.score_float, short, odd, wild)
 
 
+def scans(n):
+    for b, e, states, groups in ((2, 35, 16, 1), (1, 6, 1, 2), (2, 20, 5, 2), (1, 17, 33, 1)):
+        u, delta, z = (torch.randn(b, n, e, requires_grad=True) for _ in range(3))
+        few = [torch.randn(b, groups, n, states, requires_grad=True) for _ in range(2)]
+        a = (-torch.rand(e, states)).requires_grad_()
+        skip, bias = torch.randn(e, requires_grad=True), torch.randn(e, requires_grad=True)
+        start = torch.randn(b, e, states, requires_grad=True)
+        places = torch.rand(b, 2 * n).argsort(1)[:, :n].sort(1).values
+        for mode in ("current", "previous", "mean", "bias", "float"):
+            gap = torch.rand(b, n, e) if mode == "float" else torch.randint(0, 9, (b, n))
+            found = selective_scan(
+                u, delta, a, *few, skip, z, delta_bias=bias, delta_softplus=True, gap=gap,
+                gap_mode="hold" if mode == "float" else mode, reverse=mode == "mean",
+                initial_state=start, return_ungated=True, return_last_state=True,
+            )
+            sum(t.sum() for t in found).backward()
+        for taps, mode in ((1, "none"), (4, "zero"), (16, "hold")):
+            weight = torch.randn(e, taps, requires_grad=True)
+            for reverse in (False, True):
+                causal_conv1d(
+                    u, weight, bias, positions=places, mode=mode, reverse=reverse, activation="silu"
+                ).sum().backward()
+
+
 def refused(call, *arguments):
     try:
         call(*arguments)
@@ -212,6 +238,8 @@ for name in ("scalar", "avx2", "avx512", "icelake"):
                 rays(n)
                 if n <= 65:
                     pages(min(n, 24))
+                    scans(n)
+            scans(520)  # several blocks of steps
     if name == best:
         break
 print("clean")
@@ -219,6 +247,7 @@ print("clean")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes of compiling on an idle core
 @pytest.mark.skipif(GCC is None, reason="no gcc")
 @pytest.mark.skipif(sys.platform != "linux", reason="preloading the sanitizer needs Linux")
 def test_no_kernel_touches_foreign_memory_or_undefined_behaviour(tmp_path):

@@ -49,6 +49,7 @@ def test_wishes_that_cannot_come_true_are_refused():
         "mlp",
         "code_scan",
         "selective_scan",
+        "causal_conv",
     }
     assert set(registry.use_everywhere("reference")) == set(registry.operations())
 

@@ -22,7 +22,7 @@ def sources(
     b, length = place.shape
     wanted = place[:, :, None] - torch.arange(taps, device=place.device)
     # Ascending in both directions: the last token at or before each wanted position.
-    flat = wanted.reshape(b, -1)
+    flat = wanted.flatten(1)
     found = torch.searchsorted(place.contiguous(), flat, right=True) - 1
     if mode == "zero":
         there = place.gather(1, found.clamp_min(0)) == flat

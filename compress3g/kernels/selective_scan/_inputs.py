@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import ConfigError
 
 GapMode = Literal["hold", "current", "previous", "mean", "bias"]
+_MODES = get_args(GapMode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +78,8 @@ class Inputs:
                 )
 
     def _check_gap(self, gap: Tensor, row: tuple[int, ...]) -> None:
-        if self.gap_mode not in get_args(GapMode):
-            raise ConfigError(f"no gap_mode {self.gap_mode!r}: use {', '.join(get_args(GapMode))}")
+        if self.gap_mode not in _MODES:
+            raise ConfigError(f"no gap_mode {self.gap_mode!r}: use {', '.join(_MODES)}")
         if gap.is_floating_point():
             self._shapes(("a float gap", gap, row))
             return

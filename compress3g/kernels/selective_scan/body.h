@@ -23,7 +23,7 @@ enum { NO_GAP, GIVEN, CURRENT, PREVIOUS, MEAN, CONSTANT };
 typedef struct {
     Rows u, delta, z, B, C, hole; /* hole: G itself, of GIVEN */
     const float *A, *D, *bias, *state; /* [e][n], [e], [e], [b][e][n] */
-    const float *gap;                  /* [b][l], number of missing positions */
+    const i64 *gap;                    /* [b][l], number of missing positions */
     i64 steps, channels, states, groups;
     i64 softplus, mode, reverse;
     float *out, *ungated, *last; /* [b][l][e] twice, [b][e][n]; null: not wanted */
@@ -54,7 +54,8 @@ typedef struct {
 typedef struct {
     const Scan *s;
     i64 batch, group, channel, width, time; /* time: axis position of the step at hand */
-    const float *B, *C, *gap;
+    const float *B, *C;
+    const i64 *gap;
     V D, bias, constant; /* constant: decay per missing position of MEAN and CONSTANT */
 } NAME(Strip);
 
@@ -117,7 +118,7 @@ INLINE TARGET NAME(Step) NAME(step)(const NAME(Strip) *strip, i64 time, V previo
     NAME(Step) now;
     now.u = NAME(row)(&s->u, strip, time);
     now.delta = NAME(size)(strip, time, backward ? &now.slope : 0);
-    now.gap = strip->gap ? (V){0} + strip->gap[time] : (V){0};
+    now.gap = strip->gap ? (V){0} + (float)strip->gap[time] : (V){0};
     now.total = now.delta;
     if (s->mode == CURRENT) now.total = now.gap * now.delta + now.delta;
     else if (s->mode == PREVIOUS) now.total = now.gap * previous + now.delta;

@@ -70,7 +70,8 @@ class _Call:
 
     def __init__(self, x: Inputs) -> None:
         self._held: list[Tensor] = []
-        self.x = x
+        self.lanes = _LANES[isa()]
+        self.strips = -(-x.u.shape[2] // x.B.shape[1] // self.lanes)  # of one group
         self.scan = _Scan()
         for name in ("u", "delta", "z", "B", "C"):
             setattr(self.scan, name, self.rows(getattr(x, name)))
@@ -78,17 +79,12 @@ class _Call:
         if given:
             self.scan.hole, self.scan.mode = self.rows(x.gap), 1
         elif x.gap is not None and x.gap_mode != "hold":
-            self.scan.gap, self.scan.mode = self.packed(x.gap), _MODES[x.gap_mode]
+            self.scan.gap, self.scan.mode = self.packed(x.gap, torch.int64), _MODES[x.gap_mode]
         self.scan.A, self.scan.D = self.packed(x.A), self.packed(x.D)
         self.scan.bias, self.scan.state = self.packed(x.delta_bias), self.packed(x.initial_state)
         self.scan.steps, self.scan.channels = x.u.shape[1], x.u.shape[2]
         self.scan.states, self.scan.groups = x.A.shape[1], x.B.shape[1]
         self.scan.softplus, self.scan.reverse = x.delta_softplus, x.reverse
-
-    @property
-    def strips(self) -> int:
-        """Strips of channels of one group."""
-        return -(-self.x.u.shape[2] // self.x.B.shape[1] // _LANES[isa()])
 
     def rows(self, tensor: Tensor | None) -> _Rows:
         """Rows of unit stride along the last axis, copied only if they are not that."""
@@ -102,12 +98,15 @@ class _Call:
         batch, *group, step, _ = tensor.stride()
         return _Rows(tensor.data_ptr(), batch, *(group or [0]), step)
 
-    def packed(self, tensor: Tensor | None) -> int | None:
+    def packed(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
         if tensor is None:
             return None
-        tensor = tensor.to(torch.float32).contiguous()
+        if tensor.dtype != dtype:
+            tensor = tensor.to(dtype)
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
         self._held.append(tensor)
-        return address(tensor)
+        return tensor.data_ptr()
 
 
 def _refuse_wide(x: Inputs) -> None:
@@ -135,7 +134,7 @@ def forward(x: Inputs, *, ungated: bool, last_state: bool) -> Results:
         function("selective_scan_forward", [POINTER]),
         b * call.strips * scan.groups,
         ctypes.addressof(scan),
-        grain=max(1, _WORK // max(1, length * scan.states * _LANES[isa()])),
+        grain=max(1, _WORK // max(1, length * scan.states * call.lanes)),
     )
     return found
 
@@ -144,7 +143,7 @@ def _summed(parts: Float[Tensor, "outer parts size"]) -> Float[Tensor, "outer si
     outer, count, size = parts.shape
     if count == 1:
         return parts[:, 0]
-    if count == 0:
+    if parts.numel() == 0:
         return parts.new_zeros(outer, size)
     out = torch.empty(outer, size)
     parallel_for(
@@ -167,7 +166,7 @@ def backward(
 ) -> Gradients:
     """Gradients of every float argument in float32, given those of the outputs."""
     call = _Call(x)
-    scan, lanes = call.scan, _LANES[isa()]
+    scan, lanes = call.scan, call.lanes
     (b, length, e), n, groups = x.u.shape, x.A.shape[1], x.B.shape[1]
     # Of the shape alone: what is added up, and in which order, must not depend on threads.
     parts = max(1, min(call.strips, -(-_TASKS // max(1, b * groups))))

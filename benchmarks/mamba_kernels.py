@@ -1,0 +1,226 @@
+"""Selective scan and causal convolution in C against torch, one core; the price of alignment.
+
+    python benchmarks/mamba_kernels.py [--quick] [--json]
+
+Shapes of Vim-T at 224 pixels and batch 4: 197 tokens, 384 channels, 16 states, with softplus, skip
+and gate; the scan's cost with holes is measured on the 101 tokens that are left after its last
+prune point, and on all. Ratios are medians of pairs that take turns, in CPU time, with their 95 %
+intervals. Peers: the chunked torch form of this package (all chunks of 16 steps at once), torch
+step by step, and a log-step (Hillis-Steele) scan in torch; results are compared first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _report import goal, parser, report
+
+from compress3g.kernels import _library
+from compress3g.kernels.causal_conv import causal_conv1d
+from compress3g.kernels.selective_scan import selective_scan
+from compress3g.profile.clock import compare
+
+BATCH, TOKENS, PRUNED, CHANNELS, STATES, TAPS = 4, 197, 101, 384, 16, 4
+Run = Callable[[], Any]
+Arguments = dict[str, torch.Tensor]
+
+
+def arguments(tokens: int) -> Arguments:
+    """Random inputs with the step sizes of an initialised Vim: softplus(delta + bias) near 0.01."""
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g)
+
+    return {
+        "u": normal(BATCH, tokens, CHANNELS),
+        "delta": normal(BATCH, tokens, CHANNELS),
+        "A": -torch.arange(1.0, STATES + 1).expand(CHANNELS, STATES).clone(),
+        "B": normal(BATCH, tokens, STATES),
+        "C": normal(BATCH, tokens, STATES),
+        "D": torch.ones(CHANNELS),
+        "z": normal(BATCH, tokens, CHANNELS),
+        "delta_bias": normal(CHANNELS) - 4.6,
+    }
+
+
+def log_step(x: Arguments) -> torch.Tensor:
+    """The same by doubling: after pass i every step knows its 2^i predecessors."""
+    delta = F.softplus(x["delta"] + x["delta_bias"])
+    factor = (delta[..., None] * x["A"]).exp()
+    state = (delta * x["u"])[..., None] * x["B"][:, :, None]
+    reach = 1
+    while reach < factor.shape[1]:
+        state = torch.cat(
+            [state[:, :reach], state[:, reach:] + factor[:, reach:] * state[:, :-reach]], 1
+        )
+        factor = torch.cat([factor[:, :reach], factor[:, reach:] * factor[:, :-reach]], 1)
+        reach *= 2
+    y = (state * x["C"][:, :, None]).sum(-1) + x["D"] * x["u"]
+    return y * F.silu(x["z"])
+
+
+def scan(x: Arguments, backend: str, **options: Any) -> torch.Tensor:
+    """The package's operator with one backend."""
+    out: torch.Tensor = selective_scan(**x, delta_softplus=True, backend=backend, **options)
+    return out
+
+
+def backward_of(run: Callable[[Arguments], torch.Tensor], x: Arguments) -> Run:
+    """Forward and backward, gradients of every argument."""
+    leaves = {k: v.clone().requires_grad_() for k, v in x.items()}
+    upstream = torch.randn(x["u"].shape, generator=torch.Generator().manual_seed(1))
+    return lambda: torch.autograd.grad(run(leaves), list(leaves.values()), upstream)
+
+
+def ratio(name: str, ours: Run, peer: Run, seconds: float) -> dict[str, Any]:
+    """Peer's time over ours, printed."""
+    found = compare(ours, peer, seconds=seconds, clock="cpu")
+    print(
+        f"{name:58}{found.a.p50:>9.3f}{found.b.p50:>10.3f} ms{found.median:>9.3f}x"
+        f"  [{found.low:.3f}, {found.high:.3f}]",
+        flush=True,
+    )
+    return {
+        "ours_ms": found.a.p50,
+        "peer_ms": found.b.p50,
+        "ratio": found.median,
+        "low": found.low,
+        "high": found.high,
+    }
+
+
+def against_torch(seconds: float) -> dict[str, Any]:
+    """The scan against each peer; forward, then with its gradients."""
+    x = arguments(TOKENS)
+    peers: dict[str, Callable[[Arguments], torch.Tensor]] = {
+        "chunked": lambda x: scan(x, "chunked"),
+        "log-step": log_step,
+        "step by step": lambda x: scan(x, "reference"),
+    }
+    rows = {}
+    for name, peer in peers.items():
+        torch.testing.assert_close(scan(x, "cpu"), peer(x), atol=1e-4, rtol=1e-4)
+        rows[f"scan forward, against {name}"] = ratio(
+            f"scan forward, against {name}",
+            lambda: scan(x, "cpu"),
+            lambda peer=peer: peer(x),  # type: ignore[misc]
+            seconds,
+        )
+        rows[f"scan forward+backward, against {name}"] = ratio(
+            f"scan forward+backward, against {name}",
+            backward_of(lambda x: scan(x, "cpu"), x),
+            backward_of(peer, x),
+            seconds,
+        )
+    return rows
+
+
+def alignment(seconds: float) -> dict[str, Any]:
+    """The scan with holes over the scan without, every rule; G in one tensor for comparison."""
+    rows = {}
+    for tokens in (PRUNED, TOKENS):
+        x = arguments(tokens)
+        g = torch.Generator().manual_seed(2)
+        gap = torch.randint(0, 4, (BATCH, tokens), generator=g)
+        # The other way to hand holes over: the decay of every hole, made outside.
+        given = {
+            "given as a tensor": lambda x=x, gap=gap: {
+                "gap": gap[..., None] * F.softplus(x["delta"] + x["delta_bias"])
+            }
+        }
+        rules = {
+            mode: lambda mode=mode, gap=gap: {"gap": gap, "gap_mode": mode}
+            for mode in ("current", "previous", "bias", "mean")
+        }
+        for rule, options in {**rules, **given}.items():
+            name = f"holes {rule}, {tokens} tokens, forward"
+            rows[name] = ratio(
+                name,
+                lambda x=x: scan(x, "cpu"),
+                lambda x=x, options=options: scan(x, "cpu", **options()),
+                seconds,
+            )
+    return rows
+
+
+def instruction_sets(seconds: float) -> dict[str, Any]:
+    """The scan of every set this processor has, against chunked torch."""
+    x, rows = arguments(TOKENS), {}
+    for name in ("scalar", "avx2", "avx512"):
+        with _library.use_isa(name):
+            label = f"scan forward in {name}, against chunked"
+            rows[label] = ratio(label, lambda: scan(x, "cpu"), lambda: scan(x, "chunked"), seconds)
+        if name == _library.isa():
+            break
+    return rows
+
+
+def convolution(seconds: float) -> dict[str, Any]:
+    """The convolution with silu against torch's, dense and with holes; then its gradients."""
+    g = torch.Generator().manual_seed(0)
+    # Half of a projection, as in the model: rows are not contiguous.
+    x = torch.randn(BATCH, PRUNED, 2 * CHANNELS, generator=g)[..., :CHANNELS]
+    weight, bias = torch.randn(CHANNELS, TAPS, generator=g), torch.randn(CHANNELS, generator=g)
+    places = torch.rand(BATCH, TOKENS, generator=g).argsort(1)[:, :PRUNED].sort(1).values
+    upstream, rows = torch.randn(x.shape, generator=g), {}
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    for mode in ("none", "zero", "hold"):
+
+        def run(*given: torch.Tensor, backend: str, mode: str = mode) -> torch.Tensor:
+            return causal_conv1d(
+                *given, positions=places, mode=mode, activation="silu", backend=backend
+            )
+
+        def step(backend: str, run: Any = run) -> Run:
+            return lambda: torch.autograd.grad(run(*leaves, backend=backend), leaves, upstream)
+
+        label = f"convolution {mode}, {PRUNED} tokens, forward"
+        rows[label] = ratio(
+            label,
+            lambda run=run: run(x, weight, bias, backend="cpu"),
+            lambda run=run: run(x, weight, bias, backend="reference"),
+            seconds,
+        )
+        label = f"convolution {mode}, {PRUNED} tokens, forward+backward"
+        rows[label] = ratio(label, step("cpu"), step("reference"), seconds)
+    return rows
+
+
+def main() -> None:
+    options = parser(__doc__).parse_args()
+    torch.set_num_threads(1)
+    if _library.status() is not None:
+        raise SystemExit(f"nothing to measure: CPU kernels are {_library.status()}")
+    seconds = 0.6 if options.quick else 5.0
+    print(f"{'':58}{'ours':>9}{'peer':>10}   {'ratio':>9}")
+    rows = against_torch(seconds)
+    rows |= instruction_sets(seconds)
+    rows |= convolution(seconds)
+    print(f"{'':58}{'without':>9}{'with':>10}   {'ratio':>9}")
+    rows |= alignment(seconds)
+    goals = [
+        goal(
+            "scan forward against chunked torch", rows["scan forward, against chunked"]["ratio"], 20
+        ),
+        goal(
+            "scan forward+backward against chunked torch",
+            rows["scan forward+backward, against chunked"]["ratio"],
+            10,
+        ),
+        goal(
+            f"alignment (current) over none, {PRUNED} tokens",
+            100 * (rows[f"holes current, {PRUNED} tokens, forward"]["ratio"] - 1),
+            3,
+            unit="% of the scan",
+            at_least=False,
+        ),
+    ]
+    report("mamba_kernels", options, seeds=[0, 1, 2], goals=goals, rows=rows, shape=[BATCH, TOKENS])
+
+
+if __name__ == "__main__":
+    main()

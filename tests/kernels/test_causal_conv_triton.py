@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from compress3g.kernels import registry
+from compress3g.kernels.causal_conv import causal_conv1d
+
+NAME = "compress3g.kernels.causal_conv.triton"
+LOADER = "compress3g.kernels._triton"
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton not installed"
+)
+
+INTERPRETED = """
+import torch
+from compress3g.kernels.causal_conv import reference, triton
+from compress3g.kernels.causal_conv._opaque import Inputs
+
+assert triton.usable() is None, triton.usable()
+torch.manual_seed(0)
+for b, l, e, taps, mode, reverse, silu, has_bias in (
+    (2, 9, 3, 4, "none", False, True, True),
+    (1, 21, 130, 3, "none", True, False, False),
+    (2, 13, 20, 4, "zero", False, True, True),
+    (1, 33, 20, 4, "zero", True, False, True),
+    (2, 13, 20, 4, "hold", False, False, True),
+    (2, 35, 20, 2, "hold", True, True, False),
+    (0, 4, 20, 2, "hold", False, True, True),
+):
+    places = torch.rand(b, 2 * l).argsort(1)[:, :l].sort(1).values
+    leaves = [torch.randn(b, l, e), torch.randn(e, taps), torch.randn(e)][: 2 + has_bias]
+    upstream = torch.randn(b, l, e)
+    results = []
+    for module, dtype in ((triton, torch.float32), (reference, torch.float64)):
+        own = [t.to(dtype).requires_grad_() for t in leaves]
+        out = module.convolve(
+            Inputs(
+                x=own[0], weight=own[1], bias=own[2] if has_bias else None,
+                positions=None if mode == "none" else places, mode=mode, reverse=reverse, silu=silu,
+            )
+        )
+        grads = torch.autograd.grad((out * upstream).sum(), own, materialize_grads=True)
+        results.append((out, *grads))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-5)
+print("equal")
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from compress3g.kernels.causal_conv import triton as kernels
+
+values = {"TAPS": 4, "SILU": True, "BACK": True, "BLOCK": 128, "TOKENS": 64}
+kinds = {"table": "*i64"} | dict.fromkeys(("steps", "channels", "tokens", "direction"), "i32")
+for function in (kernels._forward, kernels._input_grad, kernels._weight_grad):
+    names = function.arg_names
+    signature = {n: "constexpr" if n in values else kinds.get(n, "*fp32") for n in names}
+    constants = {(names.index(n),): v for n, v in values.items() if n in names}
+    source = ASTSource(function, signature, constants)
+    code = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm
+    assert len(code["cubin"]) > 0
+    assert "atom." not in code["ptx"]
+print("compiled")
+"""
+
+
+@needs_triton
+def test_interpreted_kernels_equal_the_reference_in_double_precision(triton_script):
+    done = triton_script(INTERPRETED, interpret=True)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu_that_is_not_there(triton_script):
+    done = triton_script(COMPILED, interpret=False)
+    assert done.stdout.strip() == "compiled", done.stderr
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("mode", ["none", "zero", "hold"])
+def test_gpu_kernels_equal_the_reference(mode):
+    places = torch.rand(2, 300, device="cuda").argsort(1)[:, :97].sort(1).values
+    leaves = [torch.randn(s, device="cuda") for s in ((2, 97, 200), (200, 4), (200,))]
+    results = []
+    for backend in ("triton", "reference"):
+        own = [t.clone().requires_grad_() for t in leaves]
+        out = causal_conv1d(*own, positions=places, mode=mode, activation="silu", backend=backend)
+        results.append((out, *torch.autograd.grad(out.square().sum(), own)))
+    for found, expected in zip(*results, strict=True):
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=0)
+
+
+def test_without_triton_the_module_still_imports_and_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, LOADER, raising=False)
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    reasons = {c.name: c.reason for c in registry.candidates("causal_conv", "cuda")}
+    assert str(reasons["triton"]).startswith("triton does not import")
+    assert reasons["reference"] is None
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    monkeypatch.delitem(sys.modules, LOADER, raising=False)
