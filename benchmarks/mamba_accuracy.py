@@ -178,12 +178,14 @@ def main() -> None:
     options.add_argument("--part", choices=["zero-shot", "fine-tuned"])
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--keeps", default="0.65,0.8")
+    options.add_argument("--contenders", action="store_true", help="Only those of fine-tuning.")
     options.add_argument("--minutes", type=float, default=1e9, help="Begin nothing after these.")
     chosen = options.parse_args()
     torch.set_num_threads(1)
     found = load_checkpoint(chosen.model)
     keeps = [float(k) for k in chosen.keeps.split(",")]
-    names, steps, seeds = None, STEPS, range(chosen.seeds)
+    names = CONTENDERS if chosen.contenders else None
+    steps, seeds = STEPS, range(chosen.seeds)
     if chosen.quick:
         pictures = open_data(chosen.model.parent / "test_500.npz")
         assert isinstance(pictures, Arrays)
@@ -199,7 +201,7 @@ def main() -> None:
     with contextlib.suppress(OutOfTime):
         if chosen.part in (None, "zero-shot"):
             zero_shot(rows, found, parts, answers, keeps, names)
-            if not chosen.quick:
+            if names is None:
                 by = [f"{s}, current, zero" for s in SCORES] + ["l1, none, zero", MERGED]
                 validation = {"validation": everything["validation"]}
                 zero_shot(rows, found, validation, answers, keeps, by)
@@ -209,7 +211,7 @@ def main() -> None:
     goals = [
         goal(f"{key}: points over merging, in standard errors", row["standard_errors"], 2.0)
         for key, row in rows.items()
-        if "standard_errors" in row
+        if "standard_errors" in row and f": {OURS} - " in key  # the default
     ]
     report("mamba_accuracy", chosen, seeds=list(seeds), goals=goals, rows=rows, layers=LAYERS,
            steps=steps)  # fmt: skip

@@ -37,7 +37,7 @@ RECIPE = TrainConfig(
     epochs=1, lr=2e-3, warmup=80, weight_decay=0.05, batch=64, flip=True, ema=0.995
 )
 FINE = TrainConfig(
-    epochs=0.12, lr=3e-4, warmup=20, weight_decay=0.05, batch=64, flip=True,
+    epochs=0.08, lr=3e-4, warmup=20, weight_decay=0.05, batch=64, flip=True,
     distill=0.5, ema=0.99,
 )  # fmt: skip
 
@@ -84,7 +84,7 @@ def _dense(parts: dict[str, Arrays], chosen) -> dict:
 
 def _fine_tuned(parts: dict[str, Arrays], chosen) -> dict:
     rows = {}
-    for keep in (0.8, 0.65):
+    for keep in (0.65, 0.8):
         teacher = load_checkpoint(chosen.out / "dense").model
         model = load_checkpoint(chosen.out / "dense").model
         schedule = PruneSchedule(layers=LAYERS, keep=(keep,) * len(LAYERS))
