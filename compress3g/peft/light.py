@@ -101,8 +101,8 @@ class Light:
         """
         if self.stage == "cut":
             return
-        self.steps = steps_of(self.config, total)
-        if self._estimator is None:
+        if self._estimator is None:  # not restored
+            self.steps = steps_of(self.config, total)
             self._estimator = Estimator(self._model, self.units, self.config, steps=self.steps)
         self._estimator.__enter__()
         self.stage = "estimation"

@@ -61,6 +61,11 @@ class LightPeftCallback(TrainerCallback):
                 f"{args.world_size} processes wrap their parameters, which cannot be cut in the "
                 "run: estimate with cut=False, cut the checkpoint in one process, and go on"
             )
+        if int(getattr(args, "n_gpu", 1)) > 1:
+            raise ConfigError(
+                f"this process trains on {args.n_gpu} devices, which get copies of the gates: show "
+                "it one (CUDA_VISIBLE_DEVICES=0)"
+            )
         if getattr(args, "torch_compile", False):
             _log.warning("torch.compile sees the gates and compiles anew after the cut")
         self.light.begin(state.max_steps)

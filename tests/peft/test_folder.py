@@ -92,6 +92,14 @@ def test_merging_later_gives_the_merged_model(cut, tmp_path):
         assert torch.equal(found, logits(from_pretrained(root / "merged"), batch()))
 
 
+def test_rank_stabilised_adapters_keep_their_scale(tmp_path):
+    model = tuned(classifier(use_rslora=True, r=8), batch())
+    save(tmp_path / "small", model, form="adapter")
+    again = from_pretrained(tmp_path / "small")
+    # alpha sqrt(r_n / r) / sqrt(r_n) is alpha / sqrt(r) up to the last bit
+    assert torch.allclose(logits(again, batch()), logits(model, batch()), atol=1e-6)
+
+
 def test_a_delta_is_smaller_than_the_model(cut):
     _, root = cut
     sizes = {
