@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..transformer.pretrained import skeleton
 
 _MODULE = "modeling_compress3g"
-_CODE = '''"""{name} whose layers have lost units; written by compress3g, needs transformers alone."""
+_CODE = '''"""{name} whose layers have lost units; written by compress3g, for transformers alone."""
 
 from torch import nn
 from transformers import {name}
