@@ -29,6 +29,9 @@ from compress3g.peft import Estimator, LightPeftConfig, apply_plan, candidates, 
 
 BATCH, RATE, RANK, LENGTH = 16, 1e-3, 8, 64
 PARTS = r".*encoder.*\.(query|key|value|dense)"
+NOTHING: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0, "module_ratio": 0, "rank_ratio": 0}
+UNITS: dict[str, Any] = {"module_ratio": 0, "rank_ratio": 0}
+ADAPTERS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0}
 Row = tuple[str, int]
 
 # What a method that cuts is told; those of the same task and seed start from one estimation.
@@ -39,6 +42,21 @@ CUT: dict[str, LightPeftConfig] = {
     "published, merged": LightPeftConfig(criterion="l1_mask"),
     "ours, discarded": LightPeftConfig(merge_dropped=False),
     "ours, 0.4": LightPeftConfig(attn_ratio=0.4, ffn_ratio=0.4),
+    "ours, rate x 2": LightPeftConfig(),
+}
+FASTER = {"ours, rate x 2": 2.0}  # learning rate after the cut, over what the schedule says
+
+
+# What goes in one cut, for the accuracy right after it.
+AT_CUT: dict[str, LightPeftConfig] = {
+    "nothing": LightPeftConfig(**NOTHING),
+    "adapters, discarded": LightPeftConfig(**ADAPTERS, merge_dropped=False),
+    "adapters, merged": LightPeftConfig(**ADAPTERS),
+    "units by l1_mask": LightPeftConfig(**UNITS, criterion="l1_mask"),
+    "units by taylor": LightPeftConfig(**UNITS, criterion="taylor"),
+    "units by fisher": LightPeftConfig(**UNITS),
+    "all, discarded": LightPeftConfig(merge_dropped=False),
+    "all, merged": LightPeftConfig(),
 }
 
 
@@ -110,7 +128,7 @@ class Run:
         order = [i for _ in range(1 + task.steps * BATCH // len(task.train))
                  for i in draw.sample(range(len(task.train)), len(task.train))]  # fmt: skip
         self.batches = [order[i * BATCH : (i + 1) * BATCH] for i in range(task.steps)]
-        self.done, self.seconds = 0, 0.0
+        self.done, self.seconds, self.faster = 0, 0.0, 1.0
 
     def encoded(self, rows: list[Row]) -> dict[str, Any]:
         made = self.tokenizer(
@@ -127,7 +145,7 @@ class Run:
         self.model.train()
         started = time.process_time()
         for step in range(self.done, until):
-            rate = RATE * (1 - step / self.task.steps)
+            rate = RATE * (1 - step / self.task.steps) * self.faster
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             batch = self.encoded([self.task.train[i] for i in self.batches[step]])
@@ -172,6 +190,12 @@ class Estimated:
             self.scores = estimator.scores()
             self.before = self.run.accuracy()
 
+    def at_cut(self, config: LightPeftConfig) -> float:
+        """Accuracy of the model right after a cut."""
+        run = copy.deepcopy(self.run)
+        apply_plan(run.model, make_plan(self.scores, self.units, config, multiple=16))
+        return run.accuracy()
+
     def finish(self, name: str, seed: int) -> dict[str, float]:
         run, config = copy.deepcopy(self.run), CUT[name]
         ranking = None
@@ -180,7 +204,7 @@ class Estimated:
             ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
         plan = make_plan(self.scores, self.units, config, ranking=ranking, multiple=16)
         apply_plan(run.model, plan, run.optimizer)
-        at_cut = run.accuracy()
+        at_cut, run.faster = run.accuracy(), FASTER.get(name, 1.0)
         run.train(run.task.steps)
         figures = {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
         return {**figures, "before_cut": self.before, "at_cut": at_cut}
@@ -207,6 +231,20 @@ def measure(task: Task, seeds: list[int], methods: list[str]) -> dict[str, Any]:
     return {name: each for name, each in rows.items() if name in methods}
 
 
+def right_after(task: Task, seed: int) -> dict[str, float]:
+    """Accuracies right after cuts of one estimation, before any further step."""
+    store = cache_folder() / "peft_quality" / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
+    rows: dict[str, float] = json.loads(store.read_text()) if store.exists() else {}
+    left = [name for name in AT_CUT if name not in rows]
+    looked = Estimated(task, seed) if left else None
+    for name in left:
+        assert looked is not None
+        rows[name] = looked.at_cut(AT_CUT[name])
+        write_json(store, rows)
+        print(f"  {task.name} right after the cut, {name:22} {rows[name]:.1f}", flush=True)
+    return rows
+
+
 def mean(rows: dict[str, Any], key: str = "accuracy") -> float:
     return sum(row[key] for row in rows.values()) / len(rows)
 
@@ -214,6 +252,8 @@ def mean(rows: dict[str, Any], key: str = "accuracy") -> float:
 def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     goals = []
     for name, rows in results.items():
+        if "ours" not in rows:
+            continue
         paired = {
             m: {s: r for s, r in each.items() if s in rows.get("ours", {})}
             for m, each in rows.items()
@@ -237,11 +277,14 @@ def main() -> None:
     options_of.add_argument("--seeds", type=int, default=3, help="How many (default 3).")
     options_of.add_argument("--only", choices=["trec", "sst2"], help="One task.")
     options_of.add_argument("--methods", help="Separated by slashes; default: all.")
+    options_of.add_argument(
+        "--at-cut", action="store_true", help="Also what each part of a cut costs, untrained."
+    )
     options = options_of.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
     every = ["LoRA-all", "ours", "random", "published", "published, merged", "ours, discarded",
-             "ours, 0.4", "LoRA-qv"]  # fmt: skip
+             "ours, 0.4", "ours, rate x 2", "LoRA-qv"]  # fmt: skip
     methods = options.methods.split("/") if options.methods else every
     path, results, seeds = data(), {}, list(range(options.seeds))
     if path is None or folder() is None or importlib.util.find_spec("peft") is None:
@@ -257,6 +300,12 @@ def main() -> None:
         for task in tasks:
             if wanted in (None, task.name):
                 results[task.name] = measure(task, seeds, methods)
+    if options.at_cut and path is not None:
+        whole = trec(path, 150, 40)
+        some = random.Random(0).sample(whole.test, 250)
+        results["right after the cut"] = right_after(
+            Task(whole.name, whole.train, some, whole.classes, whole.steps, whole.look), 0
+        )
     started = [f"{t}: {m}" for t, rows in results.items() for m in rows]
     report(
         "peft_quality",

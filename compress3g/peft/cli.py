@@ -105,12 +105,17 @@ def inspect(model: Path, exclude: str, as_json: bool) -> int:
 @click.argument("source", type=click.Path(path_type=Path))
 @_OUT
 @click.option("--base", type=click.Path(path_type=Path), help="Dense model, for a difference.")
-def merge(source: Path, output: Path, base: Path | None) -> int:
+@click.option("--with-remote-code", is_flag=True,
+              help="Also write the code that loads it without compress3g.")  # fmt: skip
+def merge(source: Path, output: Path, base: Path | None, with_remote_code: bool) -> int:
     """Merge the adapter in SOURCE (form adapter or delta) into its small base."""
     from .folder import merge as merge_folders
+    from .remote import add_remote_code
 
     _quiet()
-    merge_folders(source, output, base)
+    merged = merge_folders(source, output, base)
+    if with_remote_code:
+        add_remote_code(output, merged)
     click.echo(f'{"load":16}compress3g.peft.from_pretrained("{output}")')
     return 0
 

@@ -56,22 +56,31 @@ class Report:
         """All of it."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        def change(pair: tuple[float, float]) -> str:
-            return f"{pair[0]:,} -> {pair[1]:,} ({pair[1] / max(1, pair[0]):.1%})"
+    @property
+    def line(self) -> str:
+        """What went, in one line."""
+        return (
+            f"cut after {self.steps} steps: heads and neurons {_change(self.sites)}, "
+            f"adapter {_change(self.trained)}"
+        )
 
+    def __str__(self) -> str:
         rows = [
             ("cut", f"after {self.steps} steps"),
-            ("base", change(self.params)),
-            ("sites", change(self.sites)),
-            ("adapter", change(self.trained)),
-            ("layers with it", change(self.adapters)),
-            ("ranks", change(self.ranks)),
+            ("base", _change(self.params)),
+            ("sites", _change(self.sites)),
+            ("adapter", _change(self.trained)),
+            ("layers with it", _change(self.adapters)),
+            ("ranks", _change(self.ranks)),
         ]
         if self.step_ms is not None:
             before, after = self.step_ms
             rows.append(("step", f"{before:.1f} -> {after:.1f} ms ({before / after:.2f} x)"))
         return "\n".join(f"{name:16}{value}" for name, value in rows)
+
+
+def _change(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:,} -> {pair[1]:,} ({pair[1] / max(1, pair[0]):.1%})"
 
 
 class Light:
@@ -101,8 +110,8 @@ class Light:
         """
         if self.stage == "cut":
             return
-        self.steps = steps_of(self.config, total)
-        if self._estimator is None:
+        if self._estimator is None:  # not restored
+            self.steps = steps_of(self.config, total)
             self._estimator = Estimator(self._model, self.units, self.config, steps=self.steps)
         self._estimator.__enter__()
         self.stage = "estimation"

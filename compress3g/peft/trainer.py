@@ -61,11 +61,17 @@ class LightPeftCallback(TrainerCallback):
                 f"{args.world_size} processes wrap their parameters, which cannot be cut in the "
                 "run: estimate with cut=False, cut the checkpoint in one process, and go on"
             )
+        if int(getattr(args, "n_gpu", 1)) > 1:
+            raise ConfigError(
+                f"this process trains on {args.n_gpu} devices, which get copies of the gates: show "
+                "it one (CUDA_VISIBLE_DEVICES=0)"
+            )
         if getattr(args, "torch_compile", False):
             _log.warning("torch.compile sees the gates and compiles anew after the cut")
         self.light.begin(state.max_steps)
         rate = args.learning_rate * self.light.config.mask_lr_mult
-        if self.light.stage == "estimation" and is_weak(self.light.steps, rate):
+        by_gates = self.light.config.criterion == "l1_mask" and self.light.stage == "estimation"
+        if by_gates and is_weak(self.light.steps, rate):
             _log.warning(
                 f"{self.light.steps} steps at rate {rate:g} hardly move the gates: their order "
                 "will be noise; look longer or raise mask_lr_mult"
@@ -101,8 +107,8 @@ class LightPeftCallback(TrainerCallback):
         if light.due and not self._cut:
             control.should_training_stop = control.should_save = True
         elif light.due:
-            light.cut(about["optimizer"], lambda: _batches(loader, model, light.config))
-            _log.info(str(light.report))
+            report = light.cut(about["optimizer"], lambda: _batches(loader, model, light.config))
+            _log.info(report.line)
         before, after = self._times
         if before and len(after) >= 3:
             light.timed(statistics.median(before), statistics.median(after))

@@ -65,11 +65,12 @@ class _Live(TrainerCallback):
     """One line about the run; the cut, and how the step time fell, stay on the screen."""
 
     def __init__(self, line: Progress, callback: LightPeftCallback) -> None:
-        self._line, self._callback, self._told, self._loss = line, callback, False, ""
+        self._line, self._callback, self._loss = line, callback, ""
 
     def on_log(self, args: Any, state: Any, control: Any, **about: Any) -> None:
         """Notes the loss."""
-        self._loss = str((about.get("logs") or {}).get("loss", self._loss))
+        loss = (about.get("logs") or {}).get("loss")
+        self._loss = self._loss if loss is None else f"{float(loss):.3f}"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **about: Any) -> None:
         """Rewrites the line."""

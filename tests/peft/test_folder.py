@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import compress3g.peft as light_peft
+from compress3g.cli.main import main
 from compress3g.errors import ConfigError, CutError
 from compress3g.peft import Estimator, LightPeftConfig, candidates, from_pretrained, make_plan, save
 
@@ -92,6 +96,14 @@ def test_merging_later_gives_the_merged_model(cut, tmp_path):
         assert torch.equal(found, logits(from_pretrained(root / "merged"), batch()))
 
 
+def test_rank_stabilised_adapters_keep_their_scale(tmp_path):
+    model = tuned(classifier(use_rslora=True, r=8), batch())
+    save(tmp_path / "small", model, form="adapter")
+    again = from_pretrained(tmp_path / "small")
+    # alpha sqrt(r_n / r) / sqrt(r_n) is alpha / sqrt(r) up to the last bit
+    assert torch.allclose(logits(again, batch()), logits(model, batch()), atol=1e-6)
+
+
 def test_a_delta_is_smaller_than_the_model(cut):
     _, root = cut
     sizes = {
@@ -135,6 +147,32 @@ def test_an_adapter_on_the_wrong_base_names_the_layer(cut):
     dense = transformers.BertForSequenceClassification.from_pretrained(root / "dense")
     with pytest.raises(CutError, match=r"bert\.encoder\.layer.*belongs to a base"):
         attach(dense, root / "adapter" / "adapter")
+
+
+_ALONE = """
+import sys, torch
+from transformers import AutoModelForSequenceClassification as Auto
+model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert not any(name.startswith("compress3g") for name in sys.modules)
+torch.save(model(**torch.load(sys.argv[2])).logits.detach(), sys.argv[3])
+"""
+
+
+def test_a_folder_with_its_own_code_loads_without_this_package(cut, tmp_path):
+    _, root = cut
+    words = ["peft", "merge", str(root / "adapter"), "-o", str(tmp_path / "own")]
+    assert main([*words, "--with-remote-code"]) == 0
+    part = {k: v for k, v in batch().items() if k != "labels"}
+    torch.save(part, tmp_path / "batch.pt")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _ALONE]
+        + [str(tmp_path / name) for name in ("own", "batch.pt", "out.pt")],
+        check=True,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+    want = logits(from_pretrained(root / "merged"), batch())
+    assert torch.equal(torch.load(tmp_path / "out.pt"), want)
+    assert torch.equal(logits(from_pretrained(tmp_path / "own"), batch()), want)
 
 
 def test_a_difference_needs_its_base(cut):

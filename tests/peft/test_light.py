@@ -385,7 +385,7 @@ def test_a_run_no_longer_than_its_estimation_is_refused(tmp_path):
 def test_a_short_estimation_is_warned_of(tmp_path, caplog):
     logger = logging.getLogger("compress3g")
     logger.propagate = True
-    config = LightPeftConfig(estimation_steps=1)
+    config = LightPeftConfig(estimation_steps=1, criterion="l1_mask")
     with caplog.at_level(logging.WARNING, "compress3g"):
         trainer(classifier(config), tmp_path, steps=2).train()
     assert any("hardly move the gates" in r.message for r in caplog.records)
