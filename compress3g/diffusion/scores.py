@@ -70,7 +70,7 @@ class PruneConfig:
     @property
     def looks(self) -> bool:
         """Whether the method looks at prompts."""
-        return self.refit or self.method == "ecodiff" or CRITERIA[self.method].needs != "nothing"
+        return self.method == "ecodiff" or CRITERIA[self.method].needs != "nothing"
 
     def how(self) -> dict[str, Any]:
         """What `prune` is told besides the scores."""
