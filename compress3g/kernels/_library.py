@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import BackendError
 
-_ABI = 2
+_ABI = 3
 _SETS = ("scalar", "avx2", "avx512", "icelake")
 _TYPES = (torch.float32, torch.int64, torch.uint8)
 
