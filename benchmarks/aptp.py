@@ -149,24 +149,12 @@ def multiply_adds(pipe: Any) -> int:
 
 def static(s: Seed, method: str, share: float) -> Any:
     """The pipeline, pruned by a method to this share of its multiply-adds."""
-    whole = multiply_adds(s.pipe)
     config = cd.PruneConfig(
-        method=method, ratio=1 - share, steps=STEPS, guidance=GUIDANCE, samples=48, round_to=1,
-        updates=4 if s.quick else 60, seed=s.seed,
+        method=method, ratio=1 - share, cost="flops", steps=STEPS, guidance=GUIDANCE, samples=48,
+        round_to=1, updates=4 if s.quick else 60, seed=s.seed,
     )  # fmt: skip
     scores = cd.scores_of(s.pipe, texts(s.training), config)
-    low, high = 0.02, 0.9
-    for _ in range(12):
-        middle = (low + high) / 2
-        pipe = copy.deepcopy(s.pipe)
-        try:
-            cd.prune(pipe, scores, **{**config.how(), "ratio": middle})
-        except cd.BudgetError:
-            high = middle
-            continue
-        low, high = (middle, high) if multiply_adds(pipe) / whole > share else (low, middle)
-    pipe = copy.deepcopy(s.pipe)
-    return cd.prune(pipe, scores, **{**config.how(), "ratio": high})
+    return cd.prune(copy.deepcopy(s.pipe), scores, **config.how())
 
 
 def measure_router(s: Seed, name: str, **changes: Any) -> dict[str, Any]:
