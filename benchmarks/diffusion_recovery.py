@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from _digits import OBJECTS, scenes
+from _digits_score import MODEL, right
 from _report import goal, parser, report
-from digits_score import MODEL, right
 
 import compress3g.diffusion as cd
 from compress3g.diffusion.likeness import Pictures, likeness, pictures

@@ -157,7 +157,7 @@ def run(options: Any, model: TerrainUNet) -> dict[str, Any]:
 def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--weights", type=Path, help="The network's ONNX file.")
-    options_of.add_argument("--sheet", type=Path, help="PNG: dense, then each method at 30 %.")
+    options_of.add_argument("--sheet", type=Path, help="PNG: dense, then each method at 30 %%.")
     options = options_of.parse_args()
     torch.set_num_threads(1)
     file = onnx_file(options.weights)

@@ -17,7 +17,7 @@ from .tiny import captions, random_scores
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import _digits
-import digits_score
+import _digits_score as digits_score
 
 PROMPTS = ["a red seven", "a blue three", "three above"]
 

@@ -32,7 +32,6 @@ from compress3g.retrieval.index import Index
 from compress3g.retrieval.vectors import PageVectors
 
 DIMENSION = 16
-page_graph.FEWEST = 2  # pages: the segments here are small, and shall have graphs too
 
 
 def vectors(name: str, version: int) -> list[np.ndarray]:
@@ -285,6 +284,7 @@ def every_write(path: Path, kind: str, deadly: bool) -> dict[str, int]:
 
 
 def main() -> None:
+    page_graph.FEWEST = 2  # pages: the segments here are small, and shall have graphs too
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
     parser.add_argument("fault", choices=["kill", "full", "die"])

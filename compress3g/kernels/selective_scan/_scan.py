@@ -51,6 +51,7 @@ def selective_scan(
     16-bit inputs are calculated in float32, and the outputs have the type of u.
     Raises ConfigError on shapes that do not fit, BackendError when the backend cannot run.
 
+    >>> import torch
     >>> one = torch.ones(1, 3, 1)
     >>> selective_scan(one, one, -torch.ones(1, 1), one, one).flatten()
     tensor([1.0000, 1.3679, 1.5032])

@@ -1,7 +1,7 @@
 """Which images of the shipped text-to-image model show what their caption says.
 
 compress3g diffusion eval pipelines/digits_t2i SMALL --prompts captions.txt
-        --score benchmarks/digits_score.py:right
+        --score benchmarks/_digits_score.py:right
 """
 
 from __future__ import annotations
