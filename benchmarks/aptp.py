@@ -84,6 +84,7 @@ class Seed:
         self.hard = captions_of(count, 50 + seed, held_out=True, shares=(0.025, 0.025, 0.95))
         self.config = replace(ROUTER, seed=seed)
         self.updates = options.updates
+        self.singles = STATIC[:1] if options.quick else options.singles.split(",")
         if options.quick:
             self.config, self.updates = replace(self.config, steps=20, batch=8), 4
         noise = np.random.default_rng(seed)
@@ -208,7 +209,7 @@ def measure_quality(s: Seed) -> None:
         row = s.judged(s.drawn(tuned.generate, s.wanted), s.wanted)
         s.keep("one code, finetuned", {**row, "share": float(one.router.shares[0])})
     whole = multiply_adds(s.pipe)
-    for method in STATIC[:1] if s.quick else STATIC:
+    for method in s.singles:
         if f"{method}, finetuned" in s.rows:
             continue
         pipe = static(s, method, share)
@@ -302,6 +303,7 @@ def main() -> None:
     made.add_argument("--captions", type=int, default=300, help="Held out, of each seed.")
     made.add_argument("--training", type=int, default=600, help="Training captions of each seed.")
     made.add_argument("--updates", type=int, default=600, help="Of finetuning, of all experts.")
+    made.add_argument("--singles", default=",".join(STATIC), help="Single networks to prune.")
     made.add_argument("--work", type=Path, default=Path("runs/aptp"), help="What is finished.")
     options = made.parse_args()
     torch.set_num_threads(1)
