@@ -37,7 +37,7 @@ RECIPE = TrainConfig(
     epochs=1, lr=2e-3, warmup=80, weight_decay=0.05, batch=64, flip=True, ema=0.995
 )
 FINE = TrainConfig(
-    epochs=0.08, lr=3e-4, warmup=20, weight_decay=0.05, batch=64, flip=True,
+    epochs=0.4, lr=3e-4, warmup=20, weight_decay=0.05, batch=64, flip=True,
     distill=0.5, ema=0.99,
 )  # fmt: skip
 
