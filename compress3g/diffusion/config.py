@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from ..engine.fields import check_ranges, option
 from ..errors import ConfigError
 
 # Both ends included.
@@ -26,53 +27,45 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EcoDiffConfig:
     """Everything that decides what masks are learnt, besides the pipeline and the prompts."""
 
-    target: float = _of(0.2, "Share of the denoiser's cost that shall go, in (0, 1).")
-    cost: Literal["params", "flops"] = _of("params", "The cost that --target is a share of.")
-    steps: int = _of(50, "Inference steps of a trajectory.")
-    updates: int = _of(100, "Optimiser steps.")
-    batch: int = _of(1, "Prompts of a trajectory.")
-    accumulate: int = _of(4, "Trajectories of an optimiser step, shared out among processes.")
-    loss: Literal["last", "step"] = _of(
+    target: float = option(0.2, "Share of the denoiser's cost that shall go, in (0, 1).")
+    cost: Literal["params", "flops"] = option("params", "The cost that --target is a share of.")
+    steps: int = option(50, "Inference steps of a trajectory.")
+    updates: int = option(100, "Optimiser steps.")
+    batch: int = option(1, "Prompts of a trajectory.")
+    accumulate: int = option(4, "Trajectories of an optimiser step, shared out among processes.")
+    loss: Literal["last", "step"] = option(
         "last",
         "Compare last latents (EcoDiff), or every step's from dense inputs (the baseline).",
     )
-    reg: Literal["l0", "l1"] = _of(
+    reg: Literal["l0", "l1"] = option(
         "l0", "Exact expected cost under a budget, or the paper's beta |logits|."
     )
-    beta: float = _of(0.5, "Weight of --reg l1; paper 0.01 to 1.")
-    rho: float = _of(1.0, "Penalty weight of the budget, to a relative error; small is gentle.")
-    dual_rate: float = _of(
+    beta: float = option(0.5, "Weight of --reg l1; paper 0.01 to 1.")
+    rho: float = option(1.0, "Penalty weight of the budget, to a relative error; small is gentle.")
+    dual_rate: float = option(
         0.1, "Step of dual ascent on the budget's multiplier; some 10 / updates reaches it."
     )
-    anneal: float = _of(0.5, "Share of the updates over which the budget shrinks to its target.")
-    learning_rate: float = _of(0.1, "Of Adam, constant; paper 0.1 to 0.5.")
-    init: float = _of(1.0, "Logits at the start; paper 2.5 to 4, with --reg l1.")
-    noise_floor: float = _of(
+    anneal: float = option(0.5, "Share of the updates over which the budget shrinks to its target.")
+    learning_rate: float = option(0.1, "Of Adam, constant; paper 0.1 to 0.5.")
+    init: float = option(1.0, "Logits at the start; paper 2.5 to 4, with --reg l1.")
+    noise_floor: float = option(
         1e-6, "Bound of the gates' noise; paper 0.5 (U-Net), 0.1 (FLUX), 1 (SD3), with --reg l1."
     )
-    guidance: float | None = _of(None, "Guidance scale (default: the pipeline's).")
-    keep_last: int | Literal["auto"] = _of(
+    guidance: float | None = option(None, "Guidance scale (default: the pipeline's).")
+    keep_last: int | Literal["auto"] = option(
         0, "Last steps that keep their graph: faster, more memory; auto: those that fit."
     )
-    inner_checkpoint: bool = _of(False, "Checkpoint the denoiser's blocks: less memory, slower.")
-    halves: bool = _of(False, "Both halves of guidance in turn: less memory, slower.")
-    offload_latents: bool = _of(False, "Stored latents wait in the CPU's memory.")
-    seed: int = _of(0, "Of everything random.")
+    inner_checkpoint: bool = option(False, "Checkpoint the denoiser's blocks: less memory, slower.")
+    halves: bool = option(False, "Both halves of guidance in turn: less memory, slower.")
+    offload_latents: bool = option(False, "Stored latents wait in the CPU's memory.")
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value nothing can be learnt with."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:  # also true for NaN
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} {value} is out of range: give {least:g} to {most:g}")
+        check_ranges(self, _RANGES)
         if self.keep_last != "auto" and self.keep_last < 0:
             raise ConfigError(f"--keep-last {self.keep_last} is negative: give a number or auto")

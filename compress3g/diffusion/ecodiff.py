@@ -7,14 +7,13 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import (
     AugmentedLagrangianBudget,
@@ -29,10 +28,11 @@ from ..core import (
 from ..core.surgery import digest
 from ..engine.checkpoint import load_tensors, save_tensors
 from ..engine.progress import Progress
-from ..errors import BudgetError, ConfigError, FormatError, ScoreError
+from ..errors import BudgetError, FormatError, ScoreError
 from ..profile import count_flops
 from .config import EcoDiffConfig
 from .learned import Learned
+from .learning import difference, frozen, short_of_memory
 from .pipelines import denoiser_of
 from .processes import generator, processes, seed_of, summed
 from .sampling import Prompt, Replay
@@ -42,6 +42,10 @@ from .units import units_of
 _log = logging.getLogger(__name__)
 _BETA = 0.83  # of the hard concrete gate, as EcoDiff's code has it
 _SAVE_EVERY = 10  # updates
+_REMEDIES = (
+    "--inner-checkpoint, --halves, --offload-latents, --keep-last 0, --batch 1, or a smaller "
+    "picture"
+)
 _TINY = 1e-15  # Adam's epsilon: one neuron's share of the cost is below the usual 1e-8
 
 
@@ -159,7 +163,7 @@ class _Learning:
                 clipped = ((drawn == 0) | (drawn == 1)).float().mean()
                 numbers += torch.stack([loss_now, clipped]) / config.accumulate
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise _short_of_memory(error) from error
+            raise short_of_memory(error, "learning masks", _REMEDIES) from error
         loss, share = self._reduce(numbers)
         if not math.isfinite(loss) or not self._finite():
             self._stop(loss)
@@ -289,7 +293,7 @@ class _Learning:
         for name, now in self._about().items():
             then = about.get(name)
             if then != now:
-                was = _difference(then, now) if name == "config" else "other prompts, model or call"
+                was = difference(then, now) if name == "config" else "other prompts, model or call"
                 raise FormatError(f"{path} is a checkpoint of another run ({was}): remove it")
         for name, z in self._logits().items():
             z.data.copy_(tensors[f"logits/{name}"])
@@ -332,42 +336,3 @@ def _share_to_keep(units: Sequence[Units], total: float, config: EcoDiffConfig) 
             f"denoiser's {config.cost} can go, less one unit per group; give at most {most:g}"
         )
     return keep
-
-
-def _difference(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    name = next((n for n in now if (then or {}).get(n) != now[n]), "")
-    return f"{name} {(then or {}).get(name)!r} instead of {now.get(name)!r}"
-
-
-def _short_of_memory(error: RuntimeError) -> Exception:
-    """One line that says what lowers the need, when memory was the problem."""
-    text = str(error)
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
-        return error
-    return ConfigError(
-        "out of memory while learning masks: lower it with --inner-checkpoint, --halves, "
-        "--offload-latents, --keep-last 0, --batch 1, or a smaller picture"
-    )
-
-
-@contextmanager
-def frozen(model: Any, inner_checkpoint: bool) -> Iterator[None]:
-    """Weights without gradients, no dropout, perhaps blocks checkpointed; afterwards as before."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    training: dict[nn.Module, bool] = {m: m.training for m in model.modules()}
-    enable = inner_checkpoint and not getattr(model, "is_gradient_checkpointing", False)
-    model.requires_grad_(False).eval()
-    try:
-        if enable:
-            try:
-                model.enable_gradient_checkpointing()
-            except (AttributeError, ValueError) as error:
-                raise ConfigError(f"no --inner-checkpoint for this denoiser: {error}") from None
-        yield
-    finally:
-        if enable and getattr(model, "is_gradient_checkpointing", False):
-            model.disable_gradient_checkpointing()
-        for p in wanted:
-            p.requires_grad_(True)
-        for module, mode in training.items():
-            module.training = mode

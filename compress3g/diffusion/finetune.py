@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.checkpoint import StopSignal, load_tensors, save_tensors
+from ..engine.fields import check_ranges, option
 from ..engine.progress import Progress
 from ..errors import ConfigError, FormatError, ScoreError, require
 from .distillation import Lessons
+from .learning import difference, short_of_memory
 from .pipelines import denoiser_of
 from .processes import generator, processes, summed
 from .pruned_models import KEY, base_of
@@ -29,6 +31,10 @@ from .teacher import fingerprint
 from .units import units_of
 
 _log = logging.getLogger(__name__)
+_REMEDIES = (
+    "--method lora, --inner-checkpoint, a smaller --batch (and a larger --accumulate), --rank, or "
+    "a smaller picture"
+)
 _ADAPTER = "recovery"
 _SAVE_EVERY = 600.0  # seconds: a checkpoint of all weights is three times their size
 _OTHER = {"dense": "another dense model", "asked": "other prompts or another call"}
@@ -47,41 +53,33 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
     """Everything that decides what is learnt, besides both pipelines and the prompts."""
 
-    method: Literal["lora", "full"] = _of(
+    method: Literal["lora", "full"] = option(
         "lora", "Train low-rank additions to what lost units, merged at the end, or all weights."
     )
-    rank: int = _of(16, "Of the low-rank additions.")
-    updates: int = _of(1000, "Optimiser steps; paper 10000.")
-    batch: int = _of(8, "Prompts at a time; paper 32.")
-    accumulate: int = _of(1, "Batches of an optimiser step, shared out among processes.")
-    learning_rate: float | None = _of(
+    rank: int = option(16, "Of the low-rank additions.")
+    updates: int = option(1000, "Optimiser steps; paper 10000.")
+    batch: int = option(8, "Prompts at a time; paper 32.")
+    accumulate: int = option(1, "Batches of an optimiser step, shared out among processes.")
+    learning_rate: float | None = option(
         None, "Of AdamW at its peak; unset: 1e-3 for lora, 1e-4 for full; paper 1e-6, 1e-7."
     )
-    denoise: float = _of(
+    denoise: float = option(
         0.0, "Weight of the loss the dense model was trained with; paper 1. Its answers weigh 1."
     )
-    clip: float = _of(1.0, "Largest norm of the gradient.")
-    steps: int = _of(20, "Inference steps of the dense images; noise levels are theirs.")
-    guidance: float | None = _of(None, "Guidance scale of these; unset: the pipeline's own.")
-    autocast: bool = _of(False, "Multiply in bfloat16; weights stay in the type they have.")
-    inner_checkpoint: bool = _of(False, "Checkpoint the denoiser's blocks: less memory, slower.")
-    seed: int = _of(0, "Of everything random.")
+    clip: float = option(1.0, "Largest norm of the gradient.")
+    steps: int = option(20, "Inference steps of the dense images; noise levels are theirs.")
+    guidance: float | None = option(None, "Guidance scale of these; unset: the pipeline's own.")
+    autocast: bool = option(False, "Multiply in bfloat16; weights stay in the type they have.")
+    inner_checkpoint: bool = option(False, "Checkpoint the denoiser's blocks: less memory, slower.")
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value nothing can be learnt with."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:  # also true for NaN
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} {value} is out of range: give {least:g} to {most:g}")
+        check_ranges(self, _RANGES)
 
     @property
     def peak(self) -> float:
@@ -203,7 +201,7 @@ class _Run:
             for m in range(self.rank, config.accumulate, self._world):
                 numbers += self._learn(m) / config.accumulate
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise _short_of_memory(error) from error
+            raise short_of_memory(error, "finetuning", _REMEDIES) from error
         summed(self._world, [numbers, *self._gradients()])
         loss, distance = (float(x) for x in numbers)
         norm = float(nn.utils.clip_grad_norm_(self.weights.values(), config.clip))
@@ -260,7 +258,7 @@ class _Run:
         for name, now in self._about.items():
             then = about.get(name)
             if then != now:
-                what = _difference(then, now) if name == "config" else _OTHER[name]
+                what = difference(then, now) if name == "config" else _OTHER[name]
                 raise FormatError(f"{path} is a checkpoint of another run ({what}): remove it")
         try:
             for name, p in self.weights.items():
@@ -377,19 +375,3 @@ def _merge_lora(student: Any) -> None:
 
 def _takes_lora(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-
-
-def _difference(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    name = next((n for n in now if (then or {}).get(n) != now[n]), "")
-    return f"{name} {(then or {}).get(name)!r} instead of {now.get(name)!r}"
-
-
-def _short_of_memory(error: RuntimeError) -> Exception:
-    """One line that says what lowers the need, when memory was the problem."""
-    text = str(error)
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
-        return error
-    return ConfigError(
-        "out of memory while finetuning: lower it with --method lora, --inner-checkpoint, "
-        "a smaller --batch (and a larger --accumulate), --rank, or a smaller picture"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ..core import Gates, Keep, Units
 from ..criteria import CRITERIA, gather, score
+from ..engine.fields import option
 from ..errors import ConfigError
 from .calibration import lessons, loss
 from .config import EcoDiffConfig
@@ -23,33 +24,29 @@ from .refit import refit
 METHODS = ("magnitude", "random", "taylor", "fisher", "ecodiff")
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneConfig:
     """Everything that decides what goes, besides the pipeline and the prompts."""
 
-    method: Literal["magnitude", "random", "taylor", "fisher", "ecodiff"] = _of(
+    method: Literal["magnitude", "random", "taylor", "fisher", "ecodiff"] = option(
         "fisher", "How units are scored; ecodiff learns masks: better, and takes longest."
     )
-    ratio: float = _of(0.2, "Share of the denoiser's cost that goes, between 0 and 1.")
-    cost: Literal["params", "flops"] = _of("params", "The cost that --ratio is a share of.")
-    scope: Literal["auto", "global", "layer"] = _of(
+    ratio: float = option(0.2, "Share of the denoiser's cost that goes, between 0 and 1.")
+    cost: Literal["params", "flops"] = option("params", "The cost that --ratio is a share of.")
+    scope: Literal["auto", "global", "layer"] = option(
         "auto", "Rank all units in one list, or take the same share of every group."
     )
-    kinds: str = _of(",".join(KINDS), "What may go, of heads, neurons and groups (of channels).")
-    round_to: int = _of(16, "Kept channels are a multiple of this.")
-    refit: bool = _of(
+    kinds: str = option(",".join(KINDS), "What may go, of heads, neurons and groups (of channels).")
+    round_to: int = option(16, "Kept channels are a multiple of this.")
+    refit: bool = option(
         False, "Let what stays take over what goes, by ridge regression on the prompts' images."
     )
-    steps: int = _of(20, "Denoising steps of the images that are looked at.")
-    guidance: float | None = _of(None, "Guidance of these images; unset: the pipeline's own.")
-    samples: int = _of(64, "Prompts that are looked at.")
-    batch: int = _of(8, "Prompts at a time.")
-    updates: int = _of(100, "Optimiser steps of ecodiff.")
-    seed: int = _of(0, "Of everything random.")
+    steps: int = option(20, "Denoising steps of the images that are looked at.")
+    guidance: float | None = option(None, "Guidance of these images; unset: the pipeline's own.")
+    samples: int = option(64, "Prompts that are looked at.")
+    batch: int = option(8, "Prompts at a time.")
+    updates: int = option(100, "Optimiser steps of ecodiff.")
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value nothing can be pruned with."""

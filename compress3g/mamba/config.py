@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from ..engine.fields import option
 from ..errors import ConfigError
 from .flops import schedule_for_flops
 from .holes import Align, ConvAlign
@@ -86,23 +87,19 @@ def preset(name: Preset, schedule: PruneSchedule) -> PruneConfig:
     return PruneConfig(schedule=schedule, **_PRESETS[name])
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOptions:
     """Pruning in the words of a command line."""
 
-    keep: str | None = _of(None, "What stays at each prune point, as .8 or .8,.7; see --mode.")
-    flops: float | None = _of(None, "Share of the FLOPs that may be left, in place of --keep.")
-    layers: str | None = _of(None, "Blocks after which tokens go, as 5,10,15 (default: three).")
-    mode: Mode = _of("ratio", "Whether --keep is a share, a count, a loss or a share of scores.")
-    preset: Preset | None = _of(None, "A published method; overrules the options below.")
-    method: Method = _of("drop", "Drop tokens, fuse them (evit) or merge them.")
-    score: Score = _of("l1", "What a token is worth.")
-    align: Align = _of("current", "Decay of the state over holes.")
-    conv_align: ConvAlign = _of("zero", "What convolutions see in holes.")
+    keep: str | None = option(None, "What stays at each prune point, as .8 or .8,.7; see --mode.")
+    flops: float | None = option(None, "Share of the FLOPs that may be left, in place of --keep.")
+    layers: str | None = option(None, "Blocks after which tokens go, as 5,10,15 (default: three).")
+    mode: Mode = option("ratio", "Whether --keep is a share, a count, a loss or a share of scores.")
+    preset: Preset | None = option(None, "A published method; overrules the options below.")
+    method: Method = option("drop", "Drop tokens, fuse them (evit) or merge them.")
+    score: Score = option("l1", "What a token is worth.")
+    align: Align = option("current", "Decay of the state over holes.")
+    conv_align: ConvAlign = option("zero", "What convolutions see in holes.")
 
     def config(self, model: Any) -> PruneConfig | None:
         """The settings for this model; None when neither `keep` nor `flops` is given.

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..engine.fields import check_ranges, option
 from ..engine.progress import Progress
 from ..errors import ConfigError
 from .data import Pictures, batches
@@ -37,34 +38,26 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """AdamW with warm-up and a cosine to `min_lr`."""
 
-    epochs: float = _of(1.0, "Passes over the pictures; fractions too.")
-    lr: float = _of(3e-4, "Highest learning rate.")
-    min_lr: float = _of(1e-6, "Learning rate at the end.")
-    warmup: int = _of(20, "Steps from zero to --lr.")
-    batch: int = _of(64, "Pictures per step.")
-    weight_decay: float = _of(0.05, "Of matrices; vectors, positions and A are never decayed.")
-    label_smoothing: float = _of(0.0, "Share of the target spread over all classes.")
-    flip: bool = _of(True, "Mirror every other picture.")
-    shift: int = _of(0, "Move pictures by up to this many pixels.")
-    distill: float = _of(0.0, "Weight of the teacher's logits in the loss.")
-    ema: float = _of(0.0, "Decay per step of the average of the weights; 0: the last weights.")
-    seed: int = _of(0, "Of everything random.")
+    epochs: float = option(1.0, "Passes over the pictures; fractions too.")
+    lr: float = option(3e-4, "Highest learning rate.")
+    min_lr: float = option(1e-6, "Learning rate at the end.")
+    warmup: int = option(20, "Steps from zero to --lr.")
+    batch: int = option(64, "Pictures per step.")
+    weight_decay: float = option(0.05, "Of matrices; vectors, positions and A are never decayed.")
+    label_smoothing: float = option(0.0, "Share of the target spread over all classes.")
+    flip: bool = option(True, "Mirror every other picture.")
+    shift: int = option(0, "Move pictures by up to this many pixels.")
+    distill: float = option(0.0, "Weight of the teacher's logits in the loss.")
+    ema: float = option(0.0, "Decay per step of the average of the weights; 0: the last weights.")
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value nothing can be trained with."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if not least <= value <= most:
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} {value} is out of range: give {least:g} to {most:g}")
+        check_ranges(self, _RANGES)
         if self.min_lr > self.lr:
             _log.warning(
                 "--min-lr %g is above --lr %g: the rate will rise over the run",

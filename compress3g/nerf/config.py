@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from ..engine.fields import check_ranges, option
 from ..errors import ConfigError
 
 PrunerName = Literal["rewind", "saliency", "projected", "paper"]
@@ -32,41 +33,37 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a run besides the scene."""
 
-    hollow: bool = _of(False, "Prune space while training (HollowNeRF).")
-    pruner: PrunerName = _of("rewind", "How --hollow finds the space worth features.")
-    steps: int | None = _of(None, "Train this many steps (default 2000).")
-    seconds: float | None = _of(None, "Train this long instead, seconds of wall time.")
-    log2_hashmap: int = _of(15, "Log2 of the entries per level, T; paper 14 to 19.")
-    finest: int = _of(1024, "Resolution of the finest level, cells per axis.")
-    samples: int = _of(1 << 14, "Samples per step; rays adapt to it.")
-    learning_rate: float = _of(1e-2, "Of Adam, decaying to a tenth over the run.")
-    march: int = _of(384, "Samples along a diagonal of the box; 1024 suits 800-pixel images.")
-    occupancy: int = _of(64, "Cells per axis of the occupancy grid and of the mask.")
-    hull: bool = _of(True, "Carve space by the images' alpha before training, where they have one.")
-    saliency_res: int = _of(64, "Vertices per axis of the saliency grid, R.")
-    sparsity: float | None = _of(None, "Share of G to keep, C (default 0.05, pruner paper 0.04).")
-    rho: float = _of(1e-2, "Penalty weight of the constraint S(G) < C.")
-    dual_lr: float = _of(1e-3, "Step of dual ascent on gamma.")
-    saliency_lr: float = _of(0.3, "Adam's rate for the saliency grid.")
-    prune_start: float = _of(0.07, "Share of the run before pruning starts.")
-    rewind_limit: float = _of(0.1, "Largest share of the run for the first phase of rewind.")
-    visible: float = _of(0.01, "Rendering weight from which rewind keeps a cell.")
-    seed: int = _of(0, "Of everything random.")
+    hollow: bool = option(False, "Prune space while training (HollowNeRF).")
+    pruner: PrunerName = option("rewind", "How --hollow finds the space worth features.")
+    steps: int | None = option(None, "Train this many steps (default 2000).")
+    seconds: float | None = option(None, "Train this long instead, seconds of wall time.")
+    log2_hashmap: int = option(15, "Log2 of the entries per level, T; paper 14 to 19.")
+    finest: int = option(1024, "Resolution of the finest level, cells per axis.")
+    samples: int = option(1 << 14, "Samples per step; rays adapt to it.")
+    learning_rate: float = option(1e-2, "Of Adam, decaying to a tenth over the run.")
+    march: int = option(384, "Samples along a diagonal of the box; 1024 suits 800-pixel images.")
+    occupancy: int = option(64, "Cells per axis of the occupancy grid and of the mask.")
+    hull: bool = option(
+        True, "Carve space by the images' alpha before training, where they have one."
+    )
+    saliency_res: int = option(64, "Vertices per axis of the saliency grid, R.")
+    sparsity: float | None = option(
+        None, "Share of G to keep, C (default 0.05, pruner paper 0.04)."
+    )
+    rho: float = option(1e-2, "Penalty weight of the constraint S(G) < C.")
+    dual_lr: float = option(1e-3, "Step of dual ascent on gamma.")
+    saliency_lr: float = option(0.3, "Adam's rate for the saliency grid.")
+    prune_start: float = option(0.07, "Share of the run before pruning starts.")
+    rewind_limit: float = option(0.1, "Largest share of the run for the first phase of rewind.")
+    visible: float = option(0.01, "Rendering weight from which rewind keeps a cell.")
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the field for every value nothing can be trained with."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:  # also true for NaN
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} {value} is out of range: give {least:g} to {most:g}")
+        check_ranges(self, _RANGES)
         if self.steps is not None and self.seconds is not None:
             raise ConfigError("--steps and --seconds exclude each other: give one of them")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ..criteria import CRITERIA
+from ..engine.fields import option
 from ..errors import ConfigError
 
 Config = TypeVar("Config", bound="LightPeftConfig")
@@ -17,48 +18,44 @@ ONE_PASS = tuple(name for name, c in CRITERIA.items() if c.needs in ("nothing", 
 KINDS = ("params", "flops", "ms")
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LightPeftConfig:
     """How long to look, and how much of heads, neurons, adapters and ranks goes (2406.03792)."""
 
-    attn_ratio: float = _of(1 / 3, "Share of the heads (key-value groups) that go.")
-    ffn_ratio: float = _of(1 / 3, "Share of the feed-forward neurons that go.")
-    module_ratio: float = _of(0.5, "Share of the adapted layers whose adapter goes.")
-    rank_ratio: float = _of(0.5, "Share of the ranks that go from the adapters that stay.")
-    budget: str | None = _of(
+    attn_ratio: float = option(1 / 3, "Share of the heads (key-value groups) that go.")
+    ffn_ratio: float = option(1 / 3, "Share of the feed-forward neurons that go.")
+    module_ratio: float = option(0.5, "Share of the adapted layers whose adapter goes.")
+    rank_ratio: float = option(0.5, "Share of the ranks that go from the adapters that stay.")
+    budget: str | None = option(
         None, "Instead of the first two: params=SHARE or flops=SHARE that stays, or ms=TIME."
     )
-    estimation_steps: int | Literal["auto"] = _of(
+    estimation_steps: int | Literal["auto"] = option(
         "auto", "Steps before the cut; auto: a tenth of the run, at least 50."
     )
-    criterion: str = _of(
+    criterion: str = option(
         "fisher", f"How heads and neurons are scored: {', '.join((*ESTIMATED, *ONE_PASS))}."
     )
-    l1: float = _of(1e-4, "Weight of the gates' l1 penalty, lambda.")
-    mask_lr_mult: float = _of(1.0, "The gates' learning rate over the adapters'.")
-    attn_scope: Literal["layer", "global"] = _of("layer", "Which heads compete.")
-    ffn_scope: Literal["layer", "global"] = _of("global", "Which neurons compete.")
-    rank_scope: Literal["layer", "global"] = _of("global", "Which ranks compete.")
-    rank_score: Literal["taylor", "paper"] = _of(
+    l1: float = option(1e-4, "Weight of the gates' l1 penalty, lambda.")
+    mask_lr_mult: float = option(1.0, "The gates' learning rate over the adapters'.")
+    attn_scope: Literal["layer", "global"] = option("layer", "Which heads compete.")
+    ffn_scope: Literal["layer", "global"] = option("global", "Which neurons compete.")
+    rank_scope: Literal["layer", "global"] = option("global", "Which ranks compete.")
+    rank_score: Literal["taylor", "paper"] = option(
         "taylor", "|b . dL/db| of a rank; paper: times (1/d_in + 1/d_out)."
     )
-    fold: Literal["merge", "reset"] = _of(
+    fold: Literal["merge", "reset"] = option(
         "merge", "Gates at the cut: multiplied into the weights that read, or back to one."
     )
-    merge_dropped: bool = _of(True, "What adapters lose is merged into the base, not discarded.")
-    shrink_steps: int = _of(0, "Last steps of the estimation, in which what goes fades to zero.")
-    multiple_of: int | Literal["auto"] = _of(
+    merge_dropped: bool = option(True, "What adapters lose is merged into the base, not discarded.")
+    shrink_steps: int = option(0, "Last steps of the estimation, in which what goes fades to zero.")
+    multiple_of: int | Literal["auto"] = option(
         "auto", "Kept neurons of a layer are a multiple; auto: 16, on CUDA 64."
     )
-    min_units_per_site: int = _of(1, "Heads or neurons that every layer keeps.")
-    towers: Literal["both", "text", "vision"] = _of("both", "Which towers lose units.")
-    exclude: str = _of("", "Comma-separated patterns of sites that stay whole, as *.layers.0.*")
-    samples: int = _of(64, "Training samples of the pass for criteria that need one.")
-    seed: int = _of(0, "Of everything random.")
+    min_units_per_site: int = option(1, "Heads or neurons that every layer keeps.")
+    towers: Literal["both", "text", "vision"] = option("both", "Which towers lose units.")
+    exclude: str = option("", "Comma-separated patterns of sites that stay whole, as *.layers.0.*")
+    samples: int = option(64, "Training samples of the pass for criteria that need one.")
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value that makes no plan."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..engine.fields import option
 from ..engine.progress import Progress
 from ..errors import ConfigError, require
 from ..transformer.pretrained import is_pruned, load_tokenizer, read_config
@@ -23,22 +24,18 @@ from .trainer import LightPeftCallback
 _log = logging.getLogger(__name__)
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneConfig(LightPeftConfig):
     """A fine-tune of a classifier with LoRA, and its cut."""
 
-    steps: int = _of(300, "Optimiser steps in all, estimation included.")
-    batch: int = _of(16, "Texts per step.")
-    learning_rate: float = _of(1e-3, "Of adapters and head, decaying linearly to zero.")
-    lora_r: int = _of(8, "Rank of every adapter before the cut.")
-    lora_alpha: int = _of(16, "Scale of the adapters, over their rank.")
-    lora_dropout: float = _of(0.05, "Before every adapter.")
-    length: int = _of(128, "Tokens per text.")
-    held_out: float = _of(0.1, "Share of the rows kept for the accuracy, without --test.")
+    steps: int = option(300, "Optimiser steps in all, estimation included.")
+    batch: int = option(16, "Texts per step.")
+    learning_rate: float = option(1e-3, "Of adapters and head, decaying linearly to zero.")
+    lora_r: int = option(8, "Rank of every adapter before the cut.")
+    lora_alpha: int = option(16, "Scale of the adapters, over their rank.")
+    lora_dropout: float = option(0.05, "Before every adapter.")
+    length: int = option(128, "Tokens per text.")
+    held_out: float = option(0.1, "Share of the rows kept for the accuracy, without --test.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value nothing can be tuned with."""
@@ -90,6 +87,7 @@ def prepare(model: Path, data: Path, config: TuneConfig, test: Path | None) -> t
     train, held = texts.split(config.held_out, config.seed)
     if test is not None:
         train, held = texts, read_texts(test, texts.labels)
+    read_config(model)  # says what is wrong with a folder before a tokenizer is looked for
     tokenizer = load_tokenizer(model)
     return classifier(model, texts.labels, config), tokenizer, train, held
 

@@ -9,7 +9,8 @@ from . import plots
 from . import quantities as q
 from .report import Profile, Report, rows, verdict
 
-_STYLE = """
+# Of every page that this package writes.
+STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1d2126;
   --soft: #636b75; --rule: #e3e5e8; --one: #2364aa; --two: #c2570c; --note: #fff5e0;
   --noted: #7a4b00; }
@@ -86,7 +87,7 @@ def to_html(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<header>\n<h1>{_titled(report.profiles)}</h1>\n"
         f'<p class="soft">{escape(_where(report.profile))}</p>\n{_left_out(report)}</header>\n'
         f"{_tiles(report.profile) if report.against is None else ''}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from ..engine.fields import option
 from ..errors import ConfigError
 
 LARGEST = 1 << 16  # centroids
@@ -19,24 +20,22 @@ StoreName = Literal["none", "f16", "int8"]
 _MANY_PAGES = 50_000
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexConfig:
     """Everything that decides how vectors are stored; the defaults are the preset `balanced`."""
 
-    k: int | Literal["auto"] = _of("auto", "Centroids; auto: 4096, above 50,000 pages 16384.")
-    residual: ResidualName = _of("pq16", "What of a vector is kept besides its code.")
-    store: StoreName = _of("none", "Keep the vectors themselves too, for exact search.")
-    binary: BinaryName = _of("none", "Bits a vector for Hamming search, besides codes.")
-    pool: int = _of(1, "Merge the patches of a page to one in so many.")
-    keep: float | Literal["auto"] = _of(1.0, "Share of patches to keep by saliency, or auto.")
-    saliency: SaliencyName = _of("indegree", "What --keep goes by.")
-    graph: bool = _of(False, "A graph over pages too, for searches of very large collections.")
-    patches: bool = _of(True, "Keep a code per patch, for heat maps; else one per distinct code.")
-    seed: int = _of(0, "Of everything random.")
+    k: int | Literal["auto"] = option("auto", "Centroids; auto: 4096, above 50,000 pages 16384.")
+    residual: ResidualName = option("pq16", "What of a vector is kept besides its code.")
+    store: StoreName = option("none", "Keep the vectors themselves too, for exact search.")
+    binary: BinaryName = option("none", "Bits a vector for Hamming search, besides codes.")
+    pool: int = option(1, "Merge the patches of a page to one in so many.")
+    keep: float | Literal["auto"] = option(1.0, "Share of patches to keep by saliency, or auto.")
+    saliency: SaliencyName = option("indegree", "What --keep goes by.")
+    graph: bool = option(False, "A graph over pages too, for searches of very large collections.")
+    patches: bool = option(
+        True, "Keep a code per patch, for heat maps; else one per distinct code."
+    )
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value no index can be made with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 
 from ..core import Budget, Gates, Keep, Units, materialize, price, select
 from ..criteria import CRITERIA, Criterion, choose, gather, score
+from ..engine.fields import option
 from ..engine.run import seed as seeded
 from ..errors import BudgetError, ConfigError, require
 from .calibration import Calibration, calibrate, inputs_of, trial
@@ -20,30 +21,26 @@ from .pretrained import from_pretrained, is_pruned, model_class, read_config
 from .units import units_of
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneConfig:
     """Everything that decides what goes, besides the model and the data."""
 
-    criterion: str = _of("fisher", f"How units are scored: {', '.join(CRITERIA)}.")
-    keep: float = _of(0.7, "Share of the heads' and neurons' cost that stays, in (0, 1].")
-    budget: Literal["params", "flops"] = _of("params", "The cost that --keep is a share of.")
-    scope: Literal["auto", "global", "layer", "pq"] = _of(
+    criterion: str = option("fisher", f"How units are scored: {', '.join(CRITERIA)}.")
+    keep: float = option(0.7, "Share of the heads' and neurons' cost that stays, in (0, 1].")
+    budget: Literal["params", "flops"] = option("params", "The cost that --keep is a share of.")
+    scope: Literal["auto", "global", "layer", "pq"] = option(
         "auto",
         "Compare units of the whole model, share out evenly per layer, or by the PQ index "
         "(auto: as the criterion's paper does).",
     )
-    drop_layers: int = _of(0, "Whole layers to drop first, those of least block influence.")
-    multiple_of: int = _of(1, "Kept neurons of a layer are a multiple of this.")
-    steps: int = _of(100, "Of training, for criteria that train gates (hesso, vib, pdp).")
-    samples: int = _of(128, "Texts, blocks of text or images to calibrate with.")
-    length: int = _of(128, "Tokens per sample.")
-    batch: int = _of(8, "Samples at a time.")
-    seed: int = _of(0, "Of everything random.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _of(
+    drop_layers: int = option(0, "Whole layers to drop first, those of least block influence.")
+    multiple_of: int = option(1, "Kept neurons of a layer are a multiple of this.")
+    steps: int = option(100, "Of training, for criteria that train gates (hesso, vib, pdp).")
+    samples: int = option(128, "Texts, blocks of text or images to calibrate with.")
+    length: int = option(128, "Tokens per sample.")
+    batch: int = option(8, "Samples at a time.")
+    seed: int = option(0, "Of everything random.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Of weights and arithmetic; auto: the folder's."
     )
 

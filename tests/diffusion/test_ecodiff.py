@@ -14,7 +14,8 @@ import torch
 from compress3g.core import HardConcrete, gated, price
 from compress3g.core._layout import layout_of
 from compress3g.diffusion import EcoDiffConfig, Learned, Replay, learn_masks, units_of
-from compress3g.diffusion.ecodiff import _Learning, frozen
+from compress3g.diffusion.ecodiff import _Learning
+from compress3g.diffusion.learning import frozen
 from compress3g.diffusion.pipelines import denoiser_of
 from compress3g.errors import BudgetError, ConfigError, FormatError, ScoreError
 

@@ -5,9 +5,10 @@ Defaults are those of APTP's released code (2406.12042); "ours" marks what it ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from ...engine.fields import check_ranges, option
 from ...errors import ConfigError
 
 # Both ends included.
@@ -35,49 +36,43 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _of(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AptpConfig:
     """Everything that decides what router is learnt, besides the pipeline and the prompts."""
 
-    experts: int = _of(8, "Architecture codes, N.")
-    target: float = _of(0.6, "Share of the denoiser's multiply-adds that stays, on average.")
-    depth: bool = _of(True, "Codes may bypass whole blocks, in a fixed order.")
-    bundle: int = _of(32, "Feed-forward neurons go in at most this many bundles.")
-    steps: int = _of(5000, "Optimiser steps.")
-    batch: int = _of(64, "Prompts of a step.")
-    warmup: float = _of(0.1, "Share of the steps in which every prompt has a network of its own.")
-    learning_rate: float = _of(2e-4, "Of AdamW, after a warm-up of 100 steps.")
-    tau: float = _of(0.4, "Temperature of the gates.")
-    bias: float = _of(3.0, "Added to the gates' logits: they start nearly open.")
-    noise: Literal["logistic", "gumbel"] = _of(
+    experts: int = option(8, "Architecture codes, N.")
+    target: float = option(0.6, "Share of the denoiser's multiply-adds that stays, on average.")
+    depth: bool = option(True, "Codes may bypass whole blocks, in a fixed order.")
+    bundle: int = option(32, "Feed-forward neurons go in at most this many bundles.")
+    steps: int = option(5000, "Optimiser steps.")
+    batch: int = option(64, "Prompts of a step.")
+    warmup: float = option(
+        0.1, "Share of the steps in which every prompt has a network of its own."
+    )
+    learning_rate: float = option(2e-4, "Of AdamW, after a warm-up of 100 steps.")
+    tau: float = option(0.4, "Temperature of the gates.")
+    bias: float = option(3.0, "Added to the gates' logits: they start nearly open.")
+    noise: Literal["logistic", "gumbel"] = option(
         "logistic", "Of the gates: zero on average (ours), or one Gumbel variable as released."
     )
-    transport: bool = _of(True, "Use all codes alike, by optimal transport.")
-    sinkhorn: float = _of(0.05, "Entropy weight of the transport.")
-    sinkhorn_iterations: int = _of(3, "Of Sinkhorn's algorithm.")
-    temperature: float = _of(0.03, "Of the contrastive loss.")
-    denoise: float = _of(1.0, "Weight of the denoising loss.")
-    distill: float = _of(0.2, "Weight of the distance to the dense output.")
-    blocks: float = _of(0.2, "Weight of the distance to the dense blocks' outputs.")
-    resource: float = _of(2.0, "Weight of the budget.")
-    contrast: float = _of(100.0, "Weight of the contrastive loss.")
-    spread: float = _of(0.1, "Weight on how far capacities differ.")
-    peak: float = _of(0.1, "Weight on how large the largest capacity is.")
-    min_snr: float = _of(5.0, "Largest signal-to-noise ratio that counts in the denoising loss.")
-    drop: float = _of(0.1, "Share of the prompts replaced by none, which guidance needs (ours).")
-    inference_steps: int = _of(20, "Times are those of an inference with so many steps (ours).")
-    seed: int = _of(0, "Of everything random.")
+    transport: bool = option(True, "Use all codes alike, by optimal transport.")
+    sinkhorn: float = option(0.05, "Entropy weight of the transport.")
+    sinkhorn_iterations: int = option(3, "Of Sinkhorn's algorithm.")
+    temperature: float = option(0.03, "Of the contrastive loss.")
+    denoise: float = option(1.0, "Weight of the denoising loss.")
+    distill: float = option(0.2, "Weight of the distance to the dense output.")
+    blocks: float = option(0.2, "Weight of the distance to the dense blocks' outputs.")
+    resource: float = option(2.0, "Weight of the budget.")
+    contrast: float = option(100.0, "Weight of the contrastive loss.")
+    spread: float = option(0.1, "Weight on how far capacities differ.")
+    peak: float = option(0.1, "Weight on how large the largest capacity is.")
+    min_snr: float = option(5.0, "Largest signal-to-noise ratio that counts in the denoising loss.")
+    drop: float = option(0.1, "Share of the prompts replaced by none, which guidance needs (ours).")
+    inference_steps: int = option(20, "Times are those of an inference with so many steps (ours).")
+    seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value nothing can be learnt with."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if not least <= value <= most:  # also true for NaN
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} {value} is out of range: give {least:g} to {most:g}")
+        check_ranges(self, _RANGES)
         if self.noise not in ("logistic", "gumbel"):
             raise ConfigError(f"--noise {self.noise!r} is unknown: choose logistic or gumbel")

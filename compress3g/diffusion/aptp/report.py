@@ -15,28 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from ...engine.checkpoint import atomic_write
+from ...profile.page import STYLE
 from .pipeline import AptpPipeline
 
 _WORDS = 12  # that tell an expert's prompts from the others'
 _EXAMPLES = 8
 
-_STYLE = """
-:root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1d2126;
-  --soft: #636b75; --rule: #e3e5e8; --one: #2364aa; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14171a; --card: #1b1f24; --ink: #e6e9ec;
-  --soft: #98a1ab; --rule: #2e343b; --one: #6cb0f5; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui,
-  -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
-main { max-width: 980px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; }
-h2 { font-size: 18px; margin: 0 0 4px; }
-p { margin: 0 0 10px; }
-.soft { color: var(--soft); }
-section { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
-  padding: 20px 24px; margin-top: 20px; }
-.bar { height: 12px; border-radius: 6px; background: var(--rule); margin: 6px 0 12px; }
-.bar div { height: 100%; border-radius: 6px; background: var(--one); }
+_STYLE = (
+    STYLE
+    + """
+.share { height: 12px; border-radius: 6px; background: var(--rule); margin: 6px 0 12px; }
+.share div { height: 100%; border-radius: 6px; background: var(--one); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 14px;
   margin-top: 12px; }
 .pictures img { width: 100%; image-rendering: pixelated; border-radius: 6px; display: block; }
@@ -44,11 +33,8 @@ section { background: var(--card); border: 1px solid var(--rule); border-radius:
 figure { margin: 0; }
 .words span { display: inline-block; border: 1px solid var(--rule); border-radius: 12px;
   padding: 1px 10px; margin: 0 4px 4px 0; font-size: 13px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 0 5px 16px; border-bottom: 1px solid var(--rule); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tr:last-child td { border-bottom: 0; }
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +122,7 @@ def _section(c: Cluster, count: int, pictures: str) -> str:
         said = "no prompt of this file comes here"
     return (
         f"<section><h2>Expert {c.index}: {c.share:.1%} of the multiply-adds</h2>"
-        f'<div class="bar"><div style="width:{100 * c.share:.1f}%"></div></div>'
+        f'<div class="share"><div style="width:{100 * c.share:.1f}%"></div></div>'
         f'<p class="soft">{said}</p><p class="words">{words}</p>{pictures}</section>'
     )
 

@@ -22,7 +22,7 @@ from ...engine.progress import Progress
 from ...engine.ranks import of_all_ranks
 from ...errors import ConfigError, FormatError, ScoreError
 from ..blocks import blocks_of
-from ..ecodiff import frozen
+from ..learning import difference, frozen, short_of_memory
 from ..processes import generator as seeded_generator
 from ..processes import processes, summed
 from . import losses
@@ -36,6 +36,7 @@ from .transport import Recent, transport
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY = 50  # steps
+_REMEDIES = "a smaller --batch, or a smaller picture"
 _LR_WARMUP = 100  # steps
 _CLUSTERING = 20  # rounds of finding the first codes
 
@@ -127,7 +128,10 @@ class _Training:
         mine = seeded_generator(config.seed, 2, self.done, self.rank)
         sample = self.corpus.draw(rows, mine, drop=config.drop)
         z = self.z[rows].to(self.device)
-        terms = self._terms(z, sample, mine)
+        try:
+            terms = self._terms(z, sample, mine)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise short_of_memory(error, "training a router", _REMEDIES) from error
         weights = {name: getattr(config, name) for name in terms}
         loss = torch.stack([weights[n] * t for n, t in terms.items() if weights[n]]).sum()
         self.adam.zero_grad()
@@ -236,8 +240,10 @@ class _Training:
         """Raises FormatError for the checkpoint of another run."""
         tensors, about = load_tensors(path)
         for name, now in self._about().items():
-            if about.get(name) != now:
-                raise FormatError(f"{path} is a checkpoint of another run ({name}): remove it")
+            then = about.get(name)
+            if then != now:
+                was = difference(then, now) if name == "config" else "other prompts or model"
+                raise FormatError(f"{path} is a checkpoint of another run ({was}): remove it")
         for name, p in self._learnt().items():
             p.data.copy_(tensors[f"learnt/{name}"])
             if f"step/{name}" in tensors:
