@@ -245,7 +245,7 @@ def main() -> None:
     made_by.add_argument("--methods", default=",".join(METHODS))
     made_by.add_argument("--ratios", default="0.3,0.2,0.4,0.1,0.6", help="Shares that go.")
     made_by.add_argument("--seeds", type=int, default=3)
-    made_by.add_argument("--captions", type=int, default=150, help="Per seed.")
+    made_by.add_argument("--captions", type=int, default=168, help="Per seed.")
     made_by.add_argument(
         "--work", type=Path, default=Path("runs/diffusion_quality"), help="For what is finished."
     )

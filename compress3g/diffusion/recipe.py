@@ -45,7 +45,7 @@ class Recipe:
         """Raises ConfigError when prompts are missing that something needs."""
         asks = {
             f"--method {self.prune.method}": self.prune.looks and not masks,
-            "--refit": self.prune.refit,
+            "--refit": bool(self.prune.refit),
             "the table finetune": self.finetune is not None,
         }
         for what, needed in asks.items():

@@ -38,8 +38,10 @@ class PruneConfig:
     )
     kinds: str = option(",".join(KINDS), "What may go, of heads, neurons and groups (of channels).")
     round_to: int = option(16, "Kept channels are a multiple of this.")
-    refit: bool = option(
-        False, "Let what stays take over what goes, by ridge regression on the prompts' images."
+    refit: bool | None = option(
+        None,
+        "Let what stays take over what goes, by ridge regression on the prompts' images; unset: "
+        "where there are prompts.",
     )
     steps: int = option(20, "Denoising steps of the images that are looked at.")
     guidance: float | None = option(None, "Guidance of these images; unset: the pipeline's own.")
@@ -121,15 +123,15 @@ def scores_of(
 def before_cut(
     pipe: Any, prompts: Sequence[str], config: PruneConfig
 ) -> Callable[[nn.Module, Sequence[Units], Keep], None] | None:
-    """What `prune` is to do before it cuts: with `refit`, the ridge regression of `refit.refit`.
+    """What `prune` is to do before it cuts: the ridge regression of `refit.refit`, or nothing.
 
     Calibration data are the pipeline's own calls of its denoiser, guidance and all, while it makes
-    images of the prompts. Raises ConfigError when there are none.
+    images of the prompts. Raises ConfigError when there are none and `refit` is asked for.
     """
-    if not config.refit:
-        return None
-    if not prompts:
+    if config.refit and not prompts:
         raise ConfigError("--refit needs --prompts FILE")
+    if config.refit is False or not prompts:
+        return None
     chosen = prompts[: config.samples]
     firsts = range(0, len(chosen), config.batch)
 

@@ -70,10 +70,11 @@ def options_from(config: type[Any]) -> Callable[[Callable[..., Any]], Callable[.
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(dataclasses.fields(config)):
             flag, text = field.name.replace("_", "-"), field.metadata["help"]
-            if kinds[field.name] is bool:
+            if _plain(kinds[field.name]) is bool:
                 option = click.option(
-                    f"--{flag}/--no-{flag}", default=field.default, help=text, show_default=True
-                )
+                    f"--{flag}/--no-{flag}", default=field.default, help=text,
+                    show_default=field.default is not None,
+                )  # fmt: skip
             else:
                 option = click.option(
                     f"--{flag}",

@@ -77,7 +77,7 @@ def test_prune_writes_a_smaller_pipeline(work, method, tmp_path, capsys):
 
 
 def test_a_refit_changes_weights_and_not_what_goes(work, tmp_path, capsys):
-    for name, more in {"plain": [], "refit": ["--refit"]}.items():
+    for name, more in {"plain": ["--no-refit"], "refit": []}.items():
         code, _, err = run(
             capsys, "prune", work / "dense", tmp_path / name, "--method", "magnitude", "--ratio",
             0.2, "--prompts", work / "prompts.txt", "--steps", 3, "--round-to", 4, *more,
@@ -248,12 +248,12 @@ def test_an_interrupted_finetuning_goes_on(work, small, tmp_path, capsys, monkey
 
 def test_refit_brings_a_pruned_pipeline_closer(work, tmp_path, capsys):
     errors = []
-    for words in ((), ("--refit",)):
-        out = tmp_path / f"small{len(words)}"
+    for word in ("--no-refit", "--refit"):
+        out = tmp_path / word.strip("-")
         prompts = ("--prompts", work / "prompts.txt", "--steps", 3)
         code, _, err = run(
             capsys, "prune", work / "dense", out, "--method", "magnitude", "--round-to", 1,
-            *prompts, *words,
+            *prompts, word,
         )  # fmt: skip
         assert code == 0, err
         code, told, _ = run(capsys, "eval", work / "dense", out, *prompts, "--json")
