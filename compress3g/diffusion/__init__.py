@@ -5,6 +5,7 @@ from typing import Any
 from .config import EcoDiffConfig
 from .ecodiff import learn_masks
 from .finetune import FinetuneConfig, Finetuned, finetune
+from .ip_adapter import load_ip_adapter
 from .learned import Learned
 from .lora import load_lora
 from .pipelines import denoiser_of, generate, open_pipeline
@@ -19,8 +20,8 @@ from .units import skipped_of, units_of
 
 __all__ = [
     "EcoDiffConfig", "FinetuneConfig", "Finetuned", "Learned", "PruneConfig", "Recording", "Replay",
-    "before_cut", "denoiser_of", "finetune", "generate", "learn_masks", "load_lora",
-    "open_pipeline", "prune", "race", "refit", "report", "rollout", "save", "scores_of",
+    "before_cut", "denoiser_of", "finetune", "generate", "learn_masks", "load_ip_adapter",
+    "load_lora", "open_pipeline", "prune", "race", "refit", "report", "rollout", "save", "scores_of",
     "skipped_of", "units_of",
 ]  # fmt: skip
 

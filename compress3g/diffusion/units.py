@@ -86,6 +86,11 @@ def _attention(name: str, module: nn.Module) -> Units | Skipped:
     groups = int(module.to_k.out_features) // width  # type: ignore[union-attr, arg-type]
     if getattr(module, "fused_projections", False):
         raise CutError(f"{name}: its projections are fused: call unfuse_qkv_projections() first")
+    if hasattr(getattr(module, "processor", None), "to_k_ip"):
+        raise CutError(
+            f"{name}: an IP-Adapter is loaded: call unload_ip_adapter() first, "
+            "and compress3g.diffusion.load_ip_adapter once it is pruned"
+        )
     if (norm := _across_heads(module, width)) is not None and heads > 1:
         return Skipped(name, f"{norm} normalises over all heads, so cutting some is not exact")
     if heads % groups:
