@@ -21,8 +21,8 @@ from .units import skipped_of, units_of
 __all__ = [
     "EcoDiffConfig", "FinetuneConfig", "Finetuned", "Learned", "PruneConfig", "Recording", "Replay",
     "before_cut", "denoiser_of", "finetune", "generate", "learn_masks", "load_ip_adapter",
-    "load_lora", "open_pipeline", "prune", "race", "refit", "report", "rollout", "save", "scores_of",
-    "skipped_of", "units_of",
+    "load_lora", "open_pipeline", "prune", "race", "refit", "report", "rollout", "save",
+    "scores_of", "skipped_of", "units_of",
 ]  # fmt: skip
 
 

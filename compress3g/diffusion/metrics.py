@@ -13,17 +13,18 @@ def ssim(
     """Structural similarity of images in [0, 1]: uniform window, unbiased variances.
 
     Wang et al. 2004 with the constants (0.01, 0.03), over windows that lie inside the image, mean
-    over channels: what scikit-image computes by default.
+    over channels: what scikit-image computes by default. A smaller image is one
+    window high or wide.
     """
     a, b = a.double(), b.double()
-    n = window * window
     window = min(window, a.shape[-1], a.shape[-2])
+    n = window * window
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, window, stride=1)
 
     ma, mb = mean(a), mean(b)
-    unbias = n / (n - 1)
+    unbias = n / max(1, n - 1)
     va, vb = ((mean(x * x) - m * m) * unbias for x, m in ((a, ma), (b, mb)))
     both = (mean(a * b) - ma * mb) * unbias
     c1, c2 = 0.01**2, 0.03**2

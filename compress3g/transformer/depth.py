@@ -13,6 +13,7 @@ from ..core import materialize
 from ..core.surgery import Skip
 from ..criteria import block_influence
 from ..errors import BudgetError, ConfigError
+from .pretrained import skeleton
 from .units import units_of
 
 # Lists in a configuration with one entry per layer.
@@ -51,16 +52,48 @@ def _rows(states: Sequence[Tensor], valid: Bool[Tensor, "b t"] | None) -> list[T
     return [s.flatten(0, 1) if valid is None else s[valid] for s in states]
 
 
+def droppable(model: nn.Module, influences: dict[str, float], count: int) -> list[str]:
+    """The `count` layers of least influence that can go together.
+
+    Where layers are not alike, those that stay must find a layer of their own kind at their new
+    place: ModernBERT's first layer has no norm, some mixtures of experts start without experts.
+    Raises BudgetError when fewer can go.
+    """
+    every, gone = layers_of(model), set[str]()
+    for name in sorted(every, key=lambda n: influences[n]):
+        if len(gone) < count and _misfit(model, every, gone | {name}) is None:
+            gone.add(name)
+    if len(gone) < count:
+        raise BudgetError(
+            f"only {len(gone)} of {len(every)} layers can be dropped, not {count}: "
+            "the others are not alike"
+        )
+    return [name for name in every if name in gone]
+
+
+def _misfit(model: nn.Module, every: Sequence[str], gone: set[str]) -> tuple[str, str] | None:
+    """A layer that stays, and the one at whose place it would be, if their tensors differ."""
+    stays = [name for name in every if name not in gone]
+    for name, place in zip(stays, every, strict=False):
+        mine, other = (set(model.get_submodule(n).state_dict()) for n in (name, place))
+        if mine != other:
+            return name, place
+    return None
+
+
 def drop_layers(model: Any, names: Iterable[str]) -> Any:
     """The model, in place, without these layers; those left are numbered anew.
 
     A layer that were only skipped would leave a hole in every cache of keys and values, and the
     first layer's cache says how long the text is: so they leave the list, `layer_idx` and the
-    configuration's counts follow. Raises BudgetError when no layer would be left.
+    configuration's counts follow. Raises BudgetError when no layer would be left, ConfigError when
+    a layer that stays would come to the place of one that is not like it.
     """
     every, gone = layers_of(model), set(names)
     if not set(every) - gone:
         raise BudgetError(f"all {len(every)} layers would go: at least one must stay")
+    if (pair := _misfit(model, every, gone)) is not None:
+        raise ConfigError(f"{pair[0]} would take the place of {pair[1]}, which has other tensors")
     blocks = [u for u in units_of(model, depth=True) if u.bypass is not None]
     keep = {u.name: torch.arange(0 if u.bypass in gone else 1) for u in blocks}
     materialize(model, blocks, keep)
@@ -77,7 +110,17 @@ def drop_layers(model: Any, names: Iterable[str]) -> Any:
         id(m.config): m.config for m in model.modules() if hasattr(m, "config")
     }.values():
         _shorten(holder, len(every), kept)
+    _forget_buffers(model)
     return model
+
+
+def _forget_buffers(model: Any) -> None:
+    """Without tables for kinds of attention that no layer is of any more."""
+    wanted = {name for name, _ in skeleton(model.config, type(model)).named_buffers()}
+    for name, _ in list(model.named_buffers()):
+        if name not in wanted:
+            owner, _, leaf = name.rpartition(".")
+            delattr(model.get_submodule(owner), leaf)
 
 
 def _shorten(config: Any, before: int, kept: Sequence[int]) -> None:

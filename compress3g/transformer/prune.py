@@ -16,7 +16,7 @@ from ..engine.fields import option
 from ..engine.run import seed as seeded
 from ..errors import BudgetError, ConfigError, require
 from .calibration import Calibration, calibrate, inputs_of, trial
-from .depth import drop_layers, influence, layers_of
+from .depth import drop_layers, droppable, influence, layers_of
 from .pretrained import from_pretrained, is_pruned, model_class, read_config
 from .units import units_of
 
@@ -193,7 +193,7 @@ def _drop(model: Any, calibration: Calibration | None, config: PruneConfig) -> t
         )
     batches = [inputs_of(batch) for batch in calibration.batches]
     found = influence(model, batches, calibration.valid if calibration.padded else None)
-    dropped = sorted(names, key=lambda n: found[n])[: config.drop_layers]
+    dropped = droppable(model, found, config.drop_layers)
     drop_layers(model, dropped)
     return tuple(n for n in names if n in dropped)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,15 @@ def test_ssim_and_psnr_are_those_of_scikit_image(height, width, seed):
         assert math.isclose(float(ssim(a, b)[i]), theirs, abs_tol=1e-5)
         theirs = peak_signal_noise_ratio(x, y, data_range=1.0)
         assert math.isclose(float(psnr(a, b)[i]), theirs, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_images_smaller_than_the_window_are_one_window(size):
+    g = torch.Generator().manual_seed(size)
+    a, b = torch.rand(2, 1, 1, size, size, generator=g)
+    x, y = a[0].double().numpy(), b[0].double().numpy()
+    theirs = structural_similarity(x, y, win_size=size, data_range=1.0, channel_axis=0)
+    assert math.isclose(float(ssim(a, b)), theirs, abs_tol=1e-5)
 
 
 def test_equal_images_are_as_close_as_can_be():

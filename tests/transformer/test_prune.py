@@ -6,14 +6,15 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 from compress3g.cli.main import main
 from compress3g.core import gated, price
 from compress3g.criteria import CRITERIA
 from compress3g.engine.folder import atomic_folder
-from compress3g.errors import ConfigError, FormatError
+from compress3g.errors import BudgetError, ConfigError, FormatError
 from compress3g.transformer import PruneConfig, from_pretrained, prune, save_pretrained, units_of
-from compress3g.transformer.depth import drop_layers, influence
+from compress3g.transformer.depth import drop_layers, droppable, influence
 
 from . import folders
 
@@ -367,3 +368,33 @@ def test_flap_adds_biases_only_where_something_went(given):
     config = PruneConfig(criterion="flap", keep=1.0, samples=8, length=10)
     done = prune(folders.model("decoder"), given["decoder"], given["text"], config)
     assert done.params[0] == done.params[1]
+
+
+def modernbert():
+    """Layers of which the first has no norm, and two kinds of attention."""
+    torch.manual_seed(0)
+    config = transformers.ModernBertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=6,
+        num_attention_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
+        sep_token_id=2, global_attn_every_n_layers=3, local_attention=8,
+    )  # fmt: skip
+    return transformers.ModernBertModel(config).eval()
+
+
+def test_a_kind_of_attention_that_no_layer_is_of_any_more_is_forgotten(tmp_path):
+    model = drop_layers(modernbert(), [f"layers.{i}" for i in (1, 2, 4, 5)])
+    save_pretrained(tmp_path / "small", model)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        found = from_pretrained(tmp_path / "small")(ids).last_hidden_state
+        assert torch.equal(found, model(ids).last_hidden_state)
+
+
+def test_a_layer_only_takes_the_place_of_one_like_it():
+    model = modernbert()
+    with pytest.raises(ConfigError, match="take the place of layers"):
+        drop_layers(modernbert(), ["layers.0"])
+    influences = {f"layers.{i}": float(i) for i in range(6)}
+    assert droppable(model, influences, 2) == ["layers.1", "layers.2"]
+    with pytest.raises(BudgetError, match="only 5 of 6"):
+        droppable(model, influences, 6)
