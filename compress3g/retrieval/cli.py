@@ -25,6 +25,7 @@ from .cli_options import (
     open_index,
     use_threads,
 )
+from .cli_serve import serve
 from .config import PRESETS, IndexConfig
 from .search_config import SearchConfig
 
@@ -42,6 +43,7 @@ def app() -> None:
 
 app.add_command(evaluate)
 app.add_command(bench)
+app.add_command(serve)
 
 
 @app.command()

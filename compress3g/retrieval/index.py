@@ -139,6 +139,10 @@ class Index:
             map=self._mmap, allow_damaged=self._allow_damaged,
         )  # fmt: skip
 
+    def outdated(self) -> bool:
+        """Whether something has been committed that `refresh` would show."""
+        return self._catalog.generation() != self._view.snapshot.generation
+
     @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns into which the encoder divides every page, see `Encoder.grid`."""
@@ -310,10 +314,15 @@ class Index:
         config: SearchConfig | None = None,
     ) -> list[list[Hit]]:
         """Hits of each query, given as unit vectors; see `search`."""
-        rankings = self.rank(queries, k, where=where, config=config)
+        return self.hits(queries, self.rank(queries, k, where=where, config=config))
+
+    def hits(
+        self, queries: Sequence[Float[np.ndarray, "_ d"]], rankings: Sequence[Ranking]
+    ) -> list[list[Hit]]:
+        """What `rank` found for these queries, with documents and heat maps."""
+        view = self._view
         pages = sorted({int(p) for r in rankings for p in r.page_ids})
         about = self._catalog.locate(pages)
-        view = self._view
         return [
             [
                 hit_of(view, query, int(page), float(score), about)
@@ -333,18 +342,26 @@ class Index:
     ) -> list[Ranking]:
         """Page numbers, scores and times per stage, without a look at the documents."""
         settings = config or SearchConfig(k=k)
+        view = self._view  # the same throughout, should another thread refresh
         allowed = None if where is None else self._pages_where(where)
-        waiting = sum(s.pages for s in self._view.snapshot.segments if s.codebook is None)
-        if waiting and self._view.encoding is None:
+        waiting = sum(s.pages for s in view.snapshot.segments if s.codebook is None)
+        if waiting and view.encoding is None:
             raise DocumentError(
                 f"{waiting} pages wait for a codebook: an addition was interrupted, run it again"
             )
-        return search(self._view, queries, settings, allowed=allowed)
+        return search(view, queries, settings, allowed=allowed)
 
     def _pages_where(self, text: str) -> Int64[np.ndarray, "n"]:
         where = parse_where(text)
         rows = self._catalog.query(where.pages, where.parameters)
         return np.unique(np.asarray([page for (page,) in rows], np.int64))
+
+    def locate(self, page_id: int) -> tuple[DocumentRow, int] | None:
+        """Document of a living page and the number within it, from 1; None without such a page."""
+        if not len(self._view.positions_of(np.asarray([page_id], np.int64))):
+            return None
+        found = self._catalog.locate([page_id]).get(page_id)
+        return None if found is None else (found[1], found[0] + 1)
 
     def heatmap(
         self, query: Float[np.ndarray, "t d"], page_id: int
