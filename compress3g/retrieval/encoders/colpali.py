@@ -180,8 +180,11 @@ class VisionEncoder:
         tokenizer = self._processor.tokenizer
         names = tokenizer.convert_ids_to_tokens(ids)
         # Byte-level names are no text, and decoding alone loses which token begins a word.
-        texts = [tokenizer.decode([i]).strip() or n for i, n in zip(ids, names, strict=True)]
-        return [f"{' ' * (n[0] in _BLANKS)}{t}" for t, n in zip(texts, names, strict=True)]
+        texts = [tokenizer.decode([i]).strip() for i in ids]
+        return [
+            f" {text}" if name[0] in _BLANKS else text or name
+            for text, name in zip(texts, names, strict=True)
+        ]
 
     @torch.inference_mode()
     def _run(
