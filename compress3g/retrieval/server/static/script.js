@@ -146,7 +146,7 @@ function select(position, { open = true, focus = false } = {}) {
   $("page").alt = altOf(hit);
   $("notice").textContent = hit.source === "vectors"
     ? "This document was indexed as vectors: there is no picture of it."
-    : GONE[hit.source] ? `The ${GONE[hit.source]} since it was indexed: the heat map is drawn without it.` : "";
+    : GONE[hit.source] ? `The ${GONE[hit.source]}: the heat map is drawn without it.` : "";
   $("notice").hidden = !$("notice").textContent;
   document.querySelector(".paper").scrollTop = 0;
   showScores(hit);
