@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Int64
 from ..engine.checkpoint import StopSignal
 from ..errors import ConfigError, DocumentError, FormatError
 from . import build, maintenance
-from .build import Added, Document, Note, Outcome, config_from_json, config_to_json
+from .build import Added, Document, Note, Outcome
 from .catalog import Catalog, Change, DocumentRow
 from .config import IndexConfig
 from .filters import parse_where
@@ -84,7 +84,7 @@ class Index:
             "fingerprint": PRECOMPUTED if encoder is None else encoder.fingerprint,
             "dimension": str(width),
             "grid": json.dumps(None if encoder is None else encoder.grid),
-            "config": config_to_json(config or IndexConfig()),
+            "config": build.config_to_json(config or IndexConfig()),
         }
         catalog = Catalog.create(folder, meta)
         return cls(folder, catalog, encoder, True, False)
@@ -132,7 +132,7 @@ class Index:
     def refresh(self) -> None:
         """Sees what has been committed since."""
         snapshot = self._catalog.snapshot()
-        self.config = config_from_json(snapshot.meta["config"])
+        self.config = build.config_from_json(snapshot.meta["config"])
         self.dimension = int(snapshot.meta["dimension"])
         self._view: View = load_view(
             self.path, self._catalog, self.config,
@@ -177,6 +177,8 @@ class Index:
         *,
         metadata: Mapping[str, Any] | None = None,
         strict: bool = False,
+        ray: bool = False,
+        actors: int | None = None,
         note: Note = _quiet,
         outcome: Outcome = _quiet,
     ) -> Added:
@@ -184,21 +186,29 @@ class Index:
 
         A file is known by path and SHA-256: a changed one replaces its pages at once. What cannot
         be read is skipped and listed, with `strict` it is an error. SIGINT commits what is
-        complete and raises KeyboardInterrupt. outcome(path, what, pages) is called for each file,
-        note(what, done, total) about the work. Raises LockError when another process writes,
-        VectorError for vectors that cannot be used.
+        complete and raises KeyboardInterrupt. ray: encode in Ray actors (scale_out.py), with the
+        same page numbers; actors: how many, None for one a GPU or one for four processors.
+        outcome(path, what, pages) is called for each file, note(what, done, total) about the work.
+        Raises LockError when another process writes, VectorError for vectors that cannot be used.
         """
         from .documents import SUFFIXES, document_of
 
         files = find_sources(paths, SUFFIXES)
-        meta = _checked(metadata)
+        meta = build.checked_metadata(metadata)
 
-        def documents() -> Iterator[Document]:
+        def documents() -> Iterator[Document[PageVectors]]:
             for i, path in enumerate(files):
                 note("add", i, len(files))
                 yield document_of(path, lambda: self.encoder, meta)
 
-        return self._add(documents(), strict, note, outcome)
+        if not ray:
+            return self._add(documents(), strict, note, outcome)
+        from .scale_out import add_documents
+        from .shards import settings_of
+
+        settings = settings_of(self.path, self._view.snapshot.meta)
+        done = add_documents(settings, documents(), note, outcome, actors=actors, strict=strict)
+        return self._shown(*done)
 
     def add_vectors(
         self,
@@ -221,25 +231,35 @@ class Index:
         *,
         metadata: Mapping[str, Any] | None = None,
         sha256: str | None = None,
-    ) -> Document:
+    ) -> Document[PageVectors]:
         """Something for `add_documents`. `sha256` names the content; without it, it is new."""
         content = sha256 or secrets.token_hex(32)
-        return Document(doc, content, time.time(), _checked(metadata), lambda: pages)
+        return Document(doc, content, time.time(), build.checked_metadata(metadata), lambda: pages)
 
-    def add_documents(self, documents: Iterable[Document], *, note: Note = _quiet) -> Added:
+    def add_documents(
+        self, documents: Iterable[Document[PageVectors]], *, note: Note = _quiet
+    ) -> Added:
         """Documents of vectors, as `add` does files; the first of all train the codebook."""
         return self._add(documents, True, note, _quiet)
 
     def _add(
-        self, documents: Iterable[Document], strict: bool, note: Note, outcome: Outcome
+        self,
+        documents: Iterable[Document[PageVectors]],
+        strict: bool,
+        note: Note,
+        outcome: Outcome,
     ) -> Added:
         with Writer(self.path) as writer, StopSignal() as stop:
             done = build.add_documents(
-                writer, documents, strict=strict, stopped=lambda: stop.requested,
-                outcome=outcome, note=note,
+                writer, documents, build.new_intake(writer), strict=strict,
+                stopped=lambda: stop.requested, outcome=outcome, note=note,
             )  # fmt: skip
+        return self._shown(done, stop.requested)
+
+    def _shown(self, done: Added, stopped: bool) -> Added:
+        """What was done, visible from now on."""
         self.refresh()
-        if stop.requested:
+        if stopped:
             raise KeyboardInterrupt
         return done
 
@@ -377,13 +397,3 @@ class Index:
 def _matching(catalog: Catalog, text: str) -> list[DocumentRow]:
     where = parse_where(text)
     return catalog.documents(f"document IN ({where.documents})", where.parameters)
-
-
-def _checked(metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Metadata that JSON can keep and `--where` can ask for."""
-    for key, value in (metadata or {}).items():
-        if key in ("doc", "page") or '"' in key or not key:
-            raise ConfigError(f"metadata key {key!r} cannot be used: doc and page are taken")
-        if not isinstance(value, (str, int, float, bool)):
-            raise ConfigError(f"metadata {key} = {value!r}: a string, number or truth value")
-    return dict(metadata or {})
