@@ -127,30 +127,54 @@ class ArrayFolderWriter:
     def finish(self, facts: Mapping[str, Any]) -> ArrayFolder:
         """Everything on disk, fsynced: files, header, folder, and the folder's own name."""
         headers = {name: file.finish() for name, file in self._files.items()}
-        arrays = {
-            name: {
-                "dtype": h.dtype,
-                "shape": list(h.shape),
-                "bytes": h.bytes,
-                "blake2b": h.blake2b,
-                "blocks": list(h.blocks),
-            }
-            for name, h in headers.items()
-        }
-        text = json.dumps({"format": FORMAT, "facts": dict(facts), "arrays": arrays}, indent=1)
-        with open(self.folder / "header.json", "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self.folder)
-        sync_folder(self.folder.parent)
-        return ArrayFolder.open(self.folder)
+        return _write_header(self.folder, headers, facts)
 
     def abandon(self) -> None:
         """Removes the unfinished folder."""
         for file in self._files.values():
             file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write_header(
+    folder: Path, headers: Mapping[str, ArrayHeader], facts: Mapping[str, Any]
+) -> ArrayFolder:
+    arrays = {
+        name: {
+            "dtype": h.dtype,
+            "shape": list(h.shape),
+            "bytes": h.bytes,
+            "blake2b": h.blake2b,
+            "blocks": list(h.blocks),
+        }
+        for name, h in headers.items()
+    }
+    text = json.dumps({"format": FORMAT, "facts": dict(facts), "arrays": arrays}, indent=1)
+    with open(folder / "header.json", "wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)
+    return ArrayFolder.open(folder)
+
+
+def replace_array(folder: Path, name: str, array: Array) -> ArrayFolder:
+    """A finished folder that nobody knows yet, with another array of the same type and shape.
+
+    Not for committed folders: these never change. Raises ValueError for another type or shape.
+    """
+    before = ArrayFolder.open(folder, map=False)
+    old = before.arrays[name]
+    if old.dtype != array.dtype or old.shape != array.shape:
+        raise ValueError(
+            f"{folder}/{name}: {old.dtype} {old.shape}, not {array.dtype} {array.shape}"
+        )
+    file = _ArrayFile(
+        file_of(folder, name, before.headers[name]), old.dtype.newbyteorder("<"), old.shape[1:]
+    )
+    file.append(array)
+    return _write_header(folder, {**before.headers, name: file.finish()}, before.facts)
 
 
 def sync_folder(folder: Path) -> None:

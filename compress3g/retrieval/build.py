@@ -12,11 +12,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from ..errors import ConfigError, DocumentError, FormatError
+from ..errors import BackendError, ConfigError, DocumentError, FormatError
 from .array_folder import ArrayFolder
 from .catalog import Change, DocumentRow, NewSegment, SegmentRow
 from .config import IndexConfig
@@ -24,7 +24,6 @@ from .encoding import Encoding, stored_vectors
 from .intake import Intake
 from .reduce import needs_codebook, reduced_rows
 from .segment import PageRows, Segment, SegmentWriter
-from .vectors import PageVectors
 from .writer import Writer
 
 _OUTPUT_VECTORS = 1 << 26  # in one segment that pass 2 writes
@@ -48,15 +47,44 @@ def config_from_json(text: str) -> IndexConfig:
         ) from None
 
 
+def checked_metadata(metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The metadata, which JSON can keep and `--where` can ask for. Raises ConfigError."""
+    for key, value in (metadata or {}).items():
+        if key in ("doc", "page") or '"' in key or not key:
+            raise ConfigError(f"metadata key {key!r} cannot be used: doc and page are taken")
+        if not isinstance(value, (str, int, float, bool)):
+            raise ConfigError(f"metadata {key} = {value!r}: a string, number or truth value")
+    return dict(metadata or {})
+
+
+Content = TypeVar("Content")  # what documents come as: pages, or segments others have written
+Taken = TypeVar("Taken", contravariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Document:
+class Document(Generic[Content]):
     """Something to index. `sha256` says whether it has changed; `pages` is called if it has."""
 
     path: str
     sha256: str
     mtime: float
     meta: Mapping[str, Any]
-    pages: Callable[[], Iterable[PageVectors]]
+    pages: Callable[[], Iterable[Content]]
+
+
+@runtime_checkable
+class Taker(Protocol[Taken]):
+    """Takes documents in and commits them in batches: `Intake`, `ShardIntake`."""
+
+    def known(self, path: str) -> DocumentRow | None: ...  # noqa: D102
+
+    def add(  # noqa: D102
+        self, document: DocumentRow, pages: Iterable[Taken], *, replaces: int | None = None
+    ) -> tuple[int, int]: ...
+
+    def commit(self) -> None: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -71,9 +99,17 @@ class Added:
     vectors: int = 0
 
 
+def new_intake(writer: Writer) -> Intake:
+    """What takes pages into the index, compressed at once when there is a codebook."""
+    meta = writer.snapshot().meta
+    encoding = load_encoding(writer)[0] if writer.snapshot().codebook else None
+    return Intake(writer, config_from_json(meta["config"]), encoding, int(meta["dimension"]))
+
+
 def add_documents(
     writer: Writer,
-    documents: Iterable[Document],
+    documents: Iterable[Document[Content]],
+    intake: Taker[Content],
     *,
     strict: bool,
     stopped: Callable[[], bool],
@@ -85,10 +121,6 @@ def add_documents(
     A document that cannot be read (DocumentError) is skipped, with `strict` it is an error; vectors
     that cannot be used always are. Whatever the error, complete documents are committed first.
     """
-    meta = writer.snapshot().meta
-    config = config_from_json(meta["config"])
-    encoding = load_encoding(writer)[0] if writer.snapshot().codebook else None
-    intake = Intake(writer, config, encoding, int(meta["dimension"]))
     done = Added()
     try:
         for document in documents:
@@ -103,17 +135,19 @@ def add_documents(
                 what, pages = f"skipped: {error}", 0
             outcome(document.path, what, pages)
         intake.commit()
-    except (DocumentError, ValueError, KeyboardInterrupt):
+    except (DocumentError, ValueError, KeyboardInterrupt, BackendError):
         intake.commit()
         raise
     finally:
         intake.close()
     if not stopped():
-        encode_waiting(writer, config, note)
+        encode_waiting(writer, config_from_json(writer.snapshot().meta["config"]), note)
     return done
 
 
-def _add_one(writer: Writer, intake: Intake, document: Document, done: Added) -> tuple[str, int]:
+def _add_one(
+    writer: Writer, intake: Taker[Content], document: Document[Content], done: Added
+) -> tuple[str, int]:
     known = intake.known(document.path)
     if known is not None and known.sha256 == document.sha256:
         done.unchanged.append(document.path)

@@ -194,6 +194,14 @@ class Catalog:
             meta,
         )
 
+    def generation(self) -> int:
+        """Number of the newest commit."""
+        return int(self.query("SELECT value FROM meta WHERE key = 'generation'")[0][0])
+
+    def count_documents(self) -> int:
+        """Living ones."""
+        return int(self.query("SELECT count(*) FROM documents WHERE deleted IS NULL")[0][0])
+
     def documents(self, where: str = "TRUE", parameters: Sequence[Any] = ()) -> list[DocumentRow]:
         """The live documents that satisfy a condition over the columns of `documents`."""
         rows = self.query(

@@ -25,6 +25,7 @@ from .cli_options import (
     open_index,
     use_threads,
 )
+from .cli_serve import serve
 from .config import PRESETS, IndexConfig
 from .search_config import SearchConfig
 
@@ -42,6 +43,7 @@ def app() -> None:
 
 app.add_command(evaluate)
 app.add_command(bench)
+app.add_command(serve)
 
 
 @app.command()
@@ -52,6 +54,9 @@ app.add_command(bench)
               help="A model, or vectors for files of vectors.")  # fmt: skip
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="balanced", show_default=True,
               help="Settings to start from; options given here win.")  # fmt: skip
+@click.option("--ray", is_flag=True, help="Encode in Ray actors; RAY_ADDRESS names a cluster.")
+@click.option("--actors", type=click.IntRange(1),
+              help="With --ray (default: one a GPU, or one for 4 processors).")  # fmt: skip
 @options_from(IndexConfig)
 @META
 @STRICT
@@ -62,6 +67,8 @@ def build(
     output: Path,
     encoder: str,
     preset: str,
+    ray: bool,
+    actors: int | None,
     config_file: Path | None,
     meta: tuple[str, ...],
     strict: bool,
@@ -72,10 +79,12 @@ def build(
     """Make an index of SOURCES: files, or folders of files."""
     from .documents import new_index
 
+    if actors and not ray:
+        raise click.UsageError("--actors needs --ray")
     use_threads(threads)
     config = resolve(IndexConfig, options, config_file, preset=PRESETS[preset])
     with new_index(output, sources, encoder, config) as index:
-        return _add(index, sources, meta, strict, as_json)
+        return _add(index, sources, meta, strict, as_json, ray=ray, actors=actors)
 
 
 @app.command()
@@ -100,14 +109,22 @@ def add(
 
 
 def _add(
-    index: Index, sources: tuple[str, ...], meta: tuple[str, ...], strict: bool, as_json: bool
+    index: Index,
+    sources: tuple[str, ...],
+    meta: tuple[str, ...],
+    strict: bool,
+    as_json: bool,
+    *,
+    ray: bool = False,
+    actors: int | None = None,
 ) -> int:
     from .results import read_metadata
 
     with _progress(as_json) as (note, outcome):
         done = index.add(
-            sources, metadata=read_metadata(meta), strict=strict, note=note, outcome=outcome
-        )
+            sources, metadata=read_metadata(meta), strict=strict, ray=ray, actors=actors,
+            note=note, outcome=outcome,
+        )  # fmt: skip
     _print_added(done, index, as_json)
     return _SKIPPED if done.skipped else 0
 

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 VECTOR_SUFFIXES = frozenset({".npz", ".safetensors"})
 PAGE_SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 SUFFIXES = VECTOR_SUFFIXES | PAGE_SUFFIXES
-_BATCH = 4  # pages an encoder sees at once
+BATCH = 4  # pages an encoder sees at once
 
 
-def document_of(path: Path, encoder: Callable[[], Encoder], meta: Mapping[str, Any]) -> Document:
+def document_of(
+    path: Path, encoder: Callable[[], Encoder], meta: Mapping[str, Any]
+) -> Document[PageVectors]:
     """The file, not yet read but for its checksum. `encoder` is asked for when it is needed."""
     try:
         source = fingerprint(path)
@@ -37,17 +39,23 @@ def document_of(path: Path, encoder: Callable[[], Encoder], meta: Mapping[str, A
     pages = (
         (lambda: read_vectors(path))
         if path.suffix.lower() in VECTOR_SUFFIXES
-        else (lambda: _encoded(path, encoder()))
+        else (lambda: encoded(path, encoder()))
     )
     return Document(str(path), source.sha256, source.mtime, meta, pages)
 
 
-def _encoded(path: Path, encoder: Encoder) -> Iterator[PageVectors]:
-    """Raises DocumentError for what is encrypted, cut short or has no pages."""
+def encoded(
+    path: Path, encoder: Encoder, first: int = 0, stop: int | None = None
+) -> Iterator[PageVectors]:
+    """The pages of a file, or pages first to stop - 1, from 0.
+
+    Parts that begin at a multiple of BATCH are encoded as the whole is. Raises DocumentError for
+    what is encrypted or cut short.
+    """
     from .pages import read_pages
 
-    pages = iter(read_pages(path))
-    while batch := list(islice(pages, _BATCH)):
+    pages = iter(read_pages(path, first, stop))
+    while batch := list(islice(pages, BATCH)):
         yield from encoder.encode_pages(batch)
 
 

@@ -24,23 +24,37 @@ _COLOURS = np.array([(13, 8, 135), (156, 23, 158), (237, 121, 83), (240, 249, 33
 def overlay(
     page: PageImage, heat: Heat, *, grid: tuple[int, int] | None = None, token: int | None = None
 ) -> Image:
-    """The rendered page under its heat, RGB.
-
-    heat: as `Hit.heatmap` gives it. grid: rows and columns the page is divided into when the
-    encoder fixes that, see `Encoder.grid`: then words are coloured; without, patches. token: one
-    token of the query instead of the sum over all.
-    """
+    """The rendered page under its heat, RGB; grid and token as for `heat_layer`."""
     from PIL import Image
 
     picture = page.image
-    if grid is not None:
-        values = word_heat(page.words, heat, grid)
-        values = values.sum(1) if token is None else values[:, token]
-        layer = _words_layer(page.words, _levels(values), picture.size)
-    else:
-        flat = heat.sum(0) if token is None else heat[token]
-        layer = _patches_layer(_levels(flat), picture.size)
+    layer = heat_layer(page.words, heat, picture.size, grid=grid, token=token)
     return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+
+
+def heat_layer(
+    words: Sequence[Word],
+    heat: Heat,
+    size: tuple[int, int],
+    *,
+    grid: tuple[int, int] | None = None,
+    token: int | None = None,
+) -> Image:
+    """Heat to lay over a page of `size` pixels, RGBA, transparent where nothing fits.
+
+    heat: as `Hit.heatmap` gives it. grid: rows and columns the page is divided into when the
+    encoder fixes that, see `Encoder.grid`: then words are coloured; patches without grid, and
+    cells of the grid without words. token: one token of the query instead of the sum over all.
+    """
+    if grid is not None and words:
+        values = word_heat(words, heat, grid)
+        values = values.sum(1) if token is None else values[:, token]
+        return _words_layer(words, _levels(values), size)
+    flat = heat.sum(0) if token is None else heat[token]
+    if grid is not None:  # a map ends at its last row and column with a vector
+        missing = [(0, max(whole - part, 0)) for whole, part in zip(grid, flat.shape, strict=True)]
+        flat = np.pad(flat, missing, constant_values=np.nan)
+    return _patches_layer(_levels(flat), size)
 
 
 def word_heat(
@@ -73,24 +87,23 @@ def _cells(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
 
 
 def snippet(
-    page: PageImage, heat: Heat | None, grid: tuple[int, int] | None, *, words: int = _SNIPPET
+    words: Sequence[Word], heat: Heat | None, grid: tuple[int, int] | None, *, run: int = _SNIPPET
 ) -> str:
     """The run of words in which the query fits best by MaxSim, the first ones without heat."""
-    texts = [w.text for w in page.words]
+    texts = [w.text for w in words]
     first = 0
     if heat is not None and grid is not None and texts:
-        values = np.nan_to_num(word_heat(page.words, heat, grid), nan=-1.0)
-        starts = range(max(1, len(texts) - words + 1))
-        fits = [float(values[i : i + words].max(0).sum()) for i in starts]
+        values = np.nan_to_num(word_heat(words, heat, grid), nan=-1.0)
+        starts = range(max(1, len(texts) - run + 1))
+        fits = [float(values[i : i + run].max(0).sum()) for i in starts]
         best = int(np.argmax(fits))
         # Of the runs that fit equally well, the middle one: context on both sides.
         last = best
         while last + 1 < len(fits) and fits[last + 1] >= fits[best] - 1e-6:
             last += 1
         first = (best + last) // 2
-    run = texts[first : first + words]
-    before, after = "… " * (first > 0), " …" * (first + words < len(texts))
-    return f"{before}{' '.join(run)}{after}"
+    before, after = "… " * (first > 0), " …" * (first + run < len(texts))
+    return f"{before}{' '.join(texts[first : first + run])}{after}"
 
 
 def _levels(values: Float[np.ndarray, "*s"]) -> Float32[np.ndarray, "*s"]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Int64
 from ..engine.checkpoint import StopSignal
 from ..errors import ConfigError, DocumentError, FormatError
 from . import build, maintenance
-from .build import Added, Document, Note, Outcome, config_from_json, config_to_json
+from .build import Added, Document, Note, Outcome
 from .catalog import Catalog, Change, DocumentRow
 from .config import IndexConfig
 from .filters import parse_where
@@ -84,7 +84,7 @@ class Index:
             "fingerprint": PRECOMPUTED if encoder is None else encoder.fingerprint,
             "dimension": str(width),
             "grid": json.dumps(None if encoder is None else encoder.grid),
-            "config": config_to_json(config or IndexConfig()),
+            "config": build.config_to_json(config or IndexConfig()),
         }
         catalog = Catalog.create(folder, meta)
         return cls(folder, catalog, encoder, True, False)
@@ -132,12 +132,16 @@ class Index:
     def refresh(self) -> None:
         """Sees what has been committed since."""
         snapshot = self._catalog.snapshot()
-        self.config = config_from_json(snapshot.meta["config"])
+        self.config = build.config_from_json(snapshot.meta["config"])
         self.dimension = int(snapshot.meta["dimension"])
         self._view: View = load_view(
             self.path, self._catalog, self.config,
             map=self._mmap, allow_damaged=self._allow_damaged,
         )  # fmt: skip
+
+    def outdated(self) -> bool:
+        """Whether something has been committed that `refresh` would show."""
+        return self._catalog.generation() != self._view.snapshot.generation
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -173,6 +177,8 @@ class Index:
         *,
         metadata: Mapping[str, Any] | None = None,
         strict: bool = False,
+        ray: bool = False,
+        actors: int | None = None,
         note: Note = _quiet,
         outcome: Outcome = _quiet,
     ) -> Added:
@@ -180,21 +186,29 @@ class Index:
 
         A file is known by path and SHA-256: a changed one replaces its pages at once. What cannot
         be read is skipped and listed, with `strict` it is an error. SIGINT commits what is
-        complete and raises KeyboardInterrupt. outcome(path, what, pages) is called for each file,
-        note(what, done, total) about the work. Raises LockError when another process writes,
-        VectorError for vectors that cannot be used.
+        complete and raises KeyboardInterrupt. ray: encode in Ray actors (scale_out.py), with the
+        same page numbers; actors: how many, None for one a GPU or one for four processors.
+        outcome(path, what, pages) is called for each file, note(what, done, total) about the work.
+        Raises LockError when another process writes, VectorError for vectors that cannot be used.
         """
         from .documents import SUFFIXES, document_of
 
         files = find_sources(paths, SUFFIXES)
-        meta = _checked(metadata)
+        meta = build.checked_metadata(metadata)
 
-        def documents() -> Iterator[Document]:
+        def documents() -> Iterator[Document[PageVectors]]:
             for i, path in enumerate(files):
                 note("add", i, len(files))
                 yield document_of(path, lambda: self.encoder, meta)
 
-        return self._add(documents(), strict, note, outcome)
+        if not ray:
+            return self._add(documents(), strict, note, outcome)
+        from .scale_out import add_documents
+        from .shards import settings_of
+
+        settings = settings_of(self.path, self._view.snapshot.meta)
+        done = add_documents(settings, documents(), note, outcome, actors=actors, strict=strict)
+        return self._shown(*done)
 
     def add_vectors(
         self,
@@ -217,25 +231,35 @@ class Index:
         *,
         metadata: Mapping[str, Any] | None = None,
         sha256: str | None = None,
-    ) -> Document:
+    ) -> Document[PageVectors]:
         """Something for `add_documents`. `sha256` names the content; without it, it is new."""
         content = sha256 or secrets.token_hex(32)
-        return Document(doc, content, time.time(), _checked(metadata), lambda: pages)
+        return Document(doc, content, time.time(), build.checked_metadata(metadata), lambda: pages)
 
-    def add_documents(self, documents: Iterable[Document], *, note: Note = _quiet) -> Added:
+    def add_documents(
+        self, documents: Iterable[Document[PageVectors]], *, note: Note = _quiet
+    ) -> Added:
         """Documents of vectors, as `add` does files; the first of all train the codebook."""
         return self._add(documents, True, note, _quiet)
 
     def _add(
-        self, documents: Iterable[Document], strict: bool, note: Note, outcome: Outcome
+        self,
+        documents: Iterable[Document[PageVectors]],
+        strict: bool,
+        note: Note,
+        outcome: Outcome,
     ) -> Added:
         with Writer(self.path) as writer, StopSignal() as stop:
             done = build.add_documents(
-                writer, documents, strict=strict, stopped=lambda: stop.requested,
-                outcome=outcome, note=note,
+                writer, documents, build.new_intake(writer), strict=strict,
+                stopped=lambda: stop.requested, outcome=outcome, note=note,
             )  # fmt: skip
+        return self._shown(done, stop.requested)
+
+    def _shown(self, done: Added, stopped: bool) -> Added:
+        """What was done, visible from now on."""
         self.refresh()
-        if stop.requested:
+        if stopped:
             raise KeyboardInterrupt
         return done
 
@@ -310,10 +334,15 @@ class Index:
         config: SearchConfig | None = None,
     ) -> list[list[Hit]]:
         """Hits of each query, given as unit vectors; see `search`."""
-        rankings = self.rank(queries, k, where=where, config=config)
+        return self.hits(queries, self.rank(queries, k, where=where, config=config))
+
+    def hits(
+        self, queries: Sequence[Float[np.ndarray, "_ d"]], rankings: Sequence[Ranking]
+    ) -> list[list[Hit]]:
+        """What `rank` found for these queries, with documents and heat maps."""
+        view = self._view
         pages = sorted({int(p) for r in rankings for p in r.page_ids})
         about = self._catalog.locate(pages)
-        view = self._view
         return [
             [
                 hit_of(view, query, int(page), float(score), about)
@@ -333,18 +362,26 @@ class Index:
     ) -> list[Ranking]:
         """Page numbers, scores and times per stage, without a look at the documents."""
         settings = config or SearchConfig(k=k)
+        view = self._view  # the same throughout, should another thread refresh
         allowed = None if where is None else self._pages_where(where)
-        waiting = sum(s.pages for s in self._view.snapshot.segments if s.codebook is None)
-        if waiting and self._view.encoding is None:
+        waiting = sum(s.pages for s in view.snapshot.segments if s.codebook is None)
+        if waiting and view.encoding is None:
             raise DocumentError(
                 f"{waiting} pages wait for a codebook: an addition was interrupted, run it again"
             )
-        return search(self._view, queries, settings, allowed=allowed)
+        return search(view, queries, settings, allowed=allowed)
 
     def _pages_where(self, text: str) -> Int64[np.ndarray, "n"]:
         where = parse_where(text)
         rows = self._catalog.query(where.pages, where.parameters)
         return np.unique(np.asarray([page for (page,) in rows], np.int64))
+
+    def locate(self, page_id: int) -> tuple[DocumentRow, int] | None:
+        """Document of a living page and the number within it, from 1; None without such a page."""
+        if not len(self._view.positions_of(np.asarray([page_id], np.int64))):
+            return None
+        found = self._catalog.locate([page_id]).get(page_id)
+        return None if found is None else (found[1], found[0] + 1)
 
     def heatmap(
         self, query: Float[np.ndarray, "t d"], page_id: int
@@ -360,13 +397,3 @@ class Index:
 def _matching(catalog: Catalog, text: str) -> list[DocumentRow]:
     where = parse_where(text)
     return catalog.documents(f"document IN ({where.documents})", where.parameters)
-
-
-def _checked(metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Metadata that JSON can keep and `--where` can ask for."""
-    for key, value in (metadata or {}).items():
-        if key in ("doc", "page") or '"' in key or not key:
-            raise ConfigError(f"metadata key {key!r} cannot be used: doc and page are taken")
-        if not isinstance(value, (str, int, float, bool)):
-            raise ConfigError(f"metadata {key} = {value!r}: a string, number or truth value")
-    return dict(metadata or {})

@@ -54,7 +54,7 @@ def describe(path: Path, view: View, catalog: Catalog, config: IndexConfig) -> I
         dimension=int(meta["dimension"]),
         config=dataclasses.asdict(config),
         centroids=view.encoding.codebook.k if view.encoding else 0,
-        documents=len(catalog.documents()),
+        documents=catalog.count_documents(),
         pages=pages,
         deleted_pages=len(view.page_ids) - pages,
         waiting_pages=waiting,

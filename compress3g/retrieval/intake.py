@@ -19,10 +19,16 @@ from .writer import Writer
 
 COMMIT_VECTORS = 1 << 22  # vectors after which documents are committed, 1 GiB in half precision
 COMMIT_SECONDS = 60.0
-_BUFFER = 1 << 17  # vectors held before they are written, 64 MiB in float
+BUFFER = 1 << 17  # vectors held before they are written, 64 MiB in float
 _DRIFT = 1.25
 _FEW, _OUTGROWN = 16, 4  # training vectors a centroid; times the training set
 _log = logging.getLogger(__name__)
+
+
+def signals_to_keep(config: IndexConfig, encoder: str) -> Sequence[str]:
+    """Kinds of saliency that stay beside stored vectors; encoder: its name, empty without one."""
+    kept: Sequence[str] = config.signals if encoder else (GIVEN,)
+    return kept if config.store != "none" else ()
 
 
 class Intake:
@@ -36,9 +42,7 @@ class Intake:
     ) -> None:
         self._writer, self._config, self._encoding = writer, config, encoding
         self._dimension = dimension
-        encoded = bool(writer.snapshot().meta["encoder"])
-        kept: Sequence[str] = config.signals if encoded else (GIVEN,)
-        self._signals = kept if config.store != "none" else ()
+        self._signals = signals_to_keep(config, writer.snapshot().meta["encoder"])
         self._codebook = writer.snapshot().codebook
         self._segment: SegmentWriter | None = None
         self._documents: list[DocumentRow] = []
@@ -71,7 +75,7 @@ class Intake:
                 page = self._reduced(page, where)
                 buffer.append(page)
                 count, vectors = count + 1, vectors + len(page)
-                if sum(map(len, buffer)) >= _BUFFER:
+                if sum(map(len, buffer)) >= BUFFER:
                     if not alone:
                         self.commit()  # so that a failure further on takes nobody else along
                         alone = True

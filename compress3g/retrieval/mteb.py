@@ -62,7 +62,9 @@ class IndexedSearch:
         self._index = Index.create(path, encoder=self._encoder, config=self._config)
         self._index.add_documents(self._documents(self._index, corpus))
 
-    def _documents(self, index: Index, corpus: Iterable[Mapping[str, Any]]) -> Iterator[Document]:
+    def _documents(
+        self, index: Index, corpus: Iterable[Mapping[str, Any]]
+    ) -> Iterator[Document[PageVectors]]:
         batch: list[Mapping[str, Any]] = []
         for row in corpus:
             batch.append(row)
@@ -72,7 +74,9 @@ class IndexedSearch:
         if batch:
             yield from self._encoded(index, batch)
 
-    def _encoded(self, index: Index, rows: list[Mapping[str, Any]]) -> Iterator[Document]:
+    def _encoded(
+        self, index: Index, rows: list[Mapping[str, Any]]
+    ) -> Iterator[Document[PageVectors]]:
         from .pages import page_of_image, page_of_text
 
         pictures = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +48,21 @@ class PageImage:
         return self._picture()
 
 
-def read_pages(path: Path) -> Iterator[PageImage]:
+def read_pages(path: Path, first: int = 0, stop: int | None = None) -> Iterator[PageImage]:
     """The pages of a PDF or of a picture of one or more pages, one after another.
 
-    Raises DocumentError for what is encrypted, damaged or unknown.
+    first, stop: only pages first to stop - 1, from 0. Raises DocumentError for what is encrypted,
+    damaged or unknown.
     """
     if path.suffix.lower() == ".pdf":
         document = _open_pdf(path)
-        return (_pdf_page(document, i, path) for i in range(len(document)))
-    return _pictures(path)
+        return (_pdf_page(document, i, path) for i in range(len(document))[first:stop])
+    return islice(_pictures(path), first, stop)
+
+
+def count_pages(path: Path) -> int | None:
+    """Pages of a PDF; None for what has to be read to be counted. Raises DocumentError."""
+    return len(_open_pdf(path)) if path.suffix.lower() == ".pdf" else None
 
 
 def read_page(path: Path, number: int) -> PageImage:

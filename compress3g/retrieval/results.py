@@ -59,7 +59,7 @@ def shown_hits(index: Index, hits: Sequence[Hit], heatmaps: Path | None) -> list
         }  # fmt: skip
         page = _page(hit)
         if page is not None and page.words:
-            row["snippet"] = snippet(page, _heat(hit) if grid else None, grid)
+            row["snippet"] = snippet(page.words, _heat(hit) if grid else None, grid)
         if heatmaps is not None:
             path = heatmaps / f"{rank:02}-page-{hit.page_id}.png"
             row["heatmap"] = str(_draw(hit, page, grid, path))

@@ -108,7 +108,7 @@ def _check_query(
     return query
 
 
-def _positions(view: View, allowed: Int64[np.ndarray, "n"] | None) -> Int64[np.ndarray, "n"] | None:
+def _positions(view: View, allowed: Int64[np.ndarray, "n"] | None) -> Int64[np.ndarray, "k"] | None:
     """Positions to score; None for all."""
     if allowed is not None:
         return view.positions_of(allowed)

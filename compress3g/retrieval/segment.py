@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float16, Int64
 
 from ..errors import FormatError
-from .array_folder import Array, ArrayFolder, ArrayFolderWriter
+from .array_folder import Array, ArrayFolder, ArrayFolderWriter, replace_array
 from .page_graph import GraphBuilder
 
 _STREAMS = ("unique", "places")  # ragged in their own way, each with offsets
@@ -100,6 +100,11 @@ class SegmentWriter:
     def abandon(self) -> None:
         """Removes the files."""
         self._folder.abandon()
+
+
+def number_pages(folder: Path, page_ids: Sequence[int]) -> ArrayFolder:
+    """A finished segment that is not committed yet, with these page numbers instead of its own."""
+    return replace_array(folder, "page_ids", np.asarray(page_ids, np.int64))
 
 
 class Segment:

@@ -23,6 +23,11 @@ _FOLDERS = ("seg-", "codebook-")
 _log = logging.getLogger(__name__)
 
 
+def new_name(kind: str) -> str:
+    """A name no folder had before, in the order of time."""
+    return f"{kind}-{time.time_ns() // 1_000_000:011x}{secrets.token_hex(5)}"
+
+
 class WriterLock:
     """Held by the process that writes; the kernel drops it when that process dies.
 
@@ -139,8 +144,7 @@ class Writer:
 
     def new_folder(self, kind: str) -> ArrayFolderWriter:
         """A folder for a segment ("seg") or a codebook, named after the time; garbage for now."""
-        name = f"{kind}-{time.time_ns() // 1_000_000:011x}{secrets.token_hex(5)}"
-        return ArrayFolderWriter(self.folder / name)
+        return ArrayFolderWriter(self.folder / new_name(kind))
 
     def publish(self, folder: ArrayFolder, name: str) -> ArrayFolder:
         """A finished folder under its final name; an equal one that exists already is taken."""

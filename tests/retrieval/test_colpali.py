@@ -63,6 +63,14 @@ def test_every_cell_of_a_page_has_one_patch(made, pages):
         assert (page.signals["indegree"][page.patches] > 0).all()
 
 
+def test_tokens_of_a_query_are_one_for_each_vector(made):
+    encoder = encoder_of(made)
+    tokens = encoder.query_tokens("net revenue")
+    assert len(tokens) == len(encoder.encode_queries(["net revenue"])[0])
+    assert "net revenue" in "".join(tokens)
+    assert all(tokens)
+
+
 def test_a_page_is_the_same_alone_and_in_a_batch(made, pages):
     encoder = encoder_of(made)
     for page, together in zip(pages, encoder.encode_pages(pages), strict=True):

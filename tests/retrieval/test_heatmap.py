@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress3g.retrieval.heatmap import overlay, snippet, word_heat
+from compress3g.retrieval.heatmap import heat_layer, overlay, snippet, word_heat
 from compress3g.retrieval.pages import page_of_image, page_of_text
 
 GRID = (112, 80)
@@ -57,9 +57,18 @@ def test_patches_of_a_picture_are_coloured_where_they_fit():
     assert (picture[:50, :200] == 255).all()
 
 
+def test_cells_of_a_fixed_grid_keep_their_place_without_words():
+    heat = np.zeros((1, 3, 2), np.float32)  # it ends where the text does, the grid goes on
+    heat[0, 2, 1] = 1
+    alpha = np.asarray(heat_layer((), heat, (80, 112), grid=GRID))[..., 3]
+    rows, columns = np.nonzero(alpha)
+    assert (rows.min() >= 1, rows.max() <= 3) == (True, True)  # bilinear: a cell to either side
+    assert (columns.min() >= 0, columns.max() <= 2) == (True, True)
+
+
 def test_a_snippet_is_the_run_of_words_that_fits():
     page = page_of_text(" ".join(f"w{i}" for i in range(100)))
-    text = snippet(page, heat_at(page, {60: (0.1, 0.9), 64: (0.9, 0.1)}), GRID, words=9)
+    text = snippet(page.words, heat_at(page, {60: (0.1, 0.9), 64: (0.9, 0.1)}), GRID, run=9)
     assert text == "… w58 w59 w60 w61 w62 w63 w64 w65 w66 …"
-    assert snippet(page, None, GRID, words=3) == "w0 w1 w2 …"
-    assert snippet(page_of_text(""), None, GRID) == ""
+    assert snippet(page.words, None, GRID, run=3) == "w0 w1 w2 …"
+    assert snippet((), None, GRID) == ""

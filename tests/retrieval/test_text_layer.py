@@ -44,6 +44,14 @@ def reference(bert, text: str) -> np.ndarray:
     return torch.nn.functional.normalize(hidden, dim=-1)[1:-1].numpy()
 
 
+@pytest.mark.parametrize("text", ["Net revenue", "  a1 THE", "x-y,\tz", "river"])
+def test_tokens_of_a_query_are_its_letters_one_for_each_vector(encoder, text):
+    tokens = encoder.query_tokens(text)
+    assert len(tokens) == len(encoder.encode_queries([text])[0])
+    assert "".join(tokens).split() == text.split()
+    assert sum(t.startswith(" ") for t in tokens) == len(text.split())
+
+
 def test_vectors_are_the_models_own_and_padding_is_dropped(bert, encoder):
     texts = ["net revenue", "the river of the", "a1"]
     for text, page, query in zip(

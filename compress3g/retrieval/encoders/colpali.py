@@ -173,6 +173,19 @@ class VisionEncoder:
             found.append(normalise(vectors[0][batch["attention_mask"][0].bool().cpu().numpy()]))
         return found
 
+    def query_tokens(self, query: str) -> list[str]:
+        """See Encoder: the tokens of the models' prompt and of augmentation included."""
+        batch = self._processor.process_queries(texts=[query])
+        ids = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist()
+        tokenizer = self._processor.tokenizer
+        names = tokenizer.convert_ids_to_tokens(ids)
+        # Byte-level names are no text, and decoding alone loses which token begins a word.
+        texts = [tokenizer.decode([i]).strip() for i in ids]
+        return [
+            f" {text}" if name[0] in _BLANKS else text or name
+            for text, name in zip(texts, names, strict=True)
+        ]
+
     @torch.inference_mode()
     def _run(
         self, batch: Any, signals: Sequence[SignalName]
@@ -196,6 +209,9 @@ class VisionEncoder:
         if "norm" in signals:
             told["norm"] = norms[-1]
         return vectors.float().cpu().numpy(), {n: s.float().cpu().numpy() for n, s in told.items()}
+
+
+_BLANKS = "▁Ġ"  # how names of tokens begin that begin a word, by SentencePiece and byte-level BPE
 
 
 def _preprocessing(processor: Any) -> str:

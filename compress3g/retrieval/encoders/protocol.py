@@ -40,3 +40,7 @@ class Encoder(Protocol):
     def encode_queries(self, queries: Sequence[str]) -> list[Float32[np.ndarray, "_ d"]]:
         """Vectors of each query's tokens."""
         ...
+
+    def query_tokens(self, query: str) -> list[str]:
+        """Text of each token that `encode_queries` gives a vector; a blank before a new word."""
+        ...

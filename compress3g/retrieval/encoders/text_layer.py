@@ -120,6 +120,16 @@ class TextLayerEncoder:
             found.append(x[1:-1])
         return found
 
+    def query_tokens(self, query: str) -> list[str]:
+        """See Encoder: as the query spells them."""
+        coded = self._tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
+        spans = coded["offset_mapping"]
+        new = [not query[:start].strip() or query[start - 1].isspace() for start, _ in spans]
+        return [
+            f"{' ' if word else ''}{query[start:end]}"
+            for (start, end), word in zip(spans, new, strict=True)
+        ]
+
     def _pieces(self, page: PageImage) -> tuple[list[int], Int16[np.ndarray, "m 2"]]:
         """Word-pieces of a page and their cells; a page without words has one row of -1."""
         if not page.digital:
