@@ -2,10 +2,11 @@
 
 from .family import Family, family_of
 from .plain_mamba import PlainMamba, PlainMambaConfig
-from .registry import MODELS, build, create_model
+from .registry import KINDS, MODELS, Config, Model, build, create_model, kind_of
 from .vim import Vim, VimConfig
+from .vmamba import VMamba, VMambaConfig
 
 __all__ = [
-    "MODELS", "Family", "PlainMamba", "PlainMambaConfig", "Vim", "VimConfig", "build",
-    "create_model", "family_of",
+    "KINDS", "MODELS", "Config", "Family", "Model", "PlainMamba", "PlainMambaConfig", "VMamba",
+    "VMambaConfig", "Vim", "VimConfig", "build", "create_model", "family_of", "kind_of",
 ]  # fmt: skip
