@@ -4,6 +4,8 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import PruneConfig, preset
 from .flops import flops, schedule_for_flops
 from .models import (
+    MambaVision,
+    MambaVisionConfig,
     PlainMamba,
     PlainMambaConfig,
     Vim,
@@ -17,8 +19,8 @@ from .schedule import SCHEDULES, PruneSchedule
 from .units import units_of
 
 __all__ = [
-    "SCHEDULES", "PlainMamba", "PlainMambaConfig", "PruneConfig", "PruneSchedule", "TokenInfo",
-    "VMamba", "VMambaConfig", "Vim", "VimConfig", "apply_patch", "create_model", "feature_map",
-    "flops", "load_checkpoint", "preset", "pruned", "remove_patch", "save_checkpoint",
-    "schedule_for_flops", "units_of",
+    "SCHEDULES", "MambaVision", "MambaVisionConfig", "PlainMamba", "PlainMambaConfig",
+    "PruneConfig", "PruneSchedule", "TokenInfo", "VMamba", "VMambaConfig", "Vim", "VimConfig",
+    "apply_patch", "create_model", "feature_map", "flops", "load_checkpoint", "preset", "pruned",
+    "remove_patch", "save_checkpoint", "schedule_for_flops", "units_of",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ from ..engine.folder import atomic_folder
 from ..errors import FormatError
 from .config import PruneConfig
 from .inference import infer, published_names
-from .models import KINDS, Model, Vim, build, kind_of
+from .models import KINDS, Model, Vim, build, crop_of, kind_of
 from .patch import apply_patch, pruning_of
 from .pictures import Preprocess
 from .schedule import PruneSchedule
@@ -91,7 +91,8 @@ def _from_state(source: Mapping[str, Any], where: str) -> Checkpoint:
     state = published_names(unwrapped(source))
     model = build(infer(state, where))
     load_strictly(model, state, where)
-    return Checkpoint(model=model.eval(), preprocess=Preprocess.imagenet(model.config.image))
+    preprocess = Preprocess.imagenet(model.config.image, crop_of(model.config))
+    return Checkpoint(model=model.eval(), preprocess=preprocess)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -29,9 +29,10 @@ def flops(
     """Multiply-adds of one image through `model`, or a model of that configuration.
 
     `paper` is what papers count: 9 per state element of a scan, exponentials left out, of Vim one
-    direction. It gives the published 1.45 G (Vim-T), 5.08 G (Vim-S), 3.0, 8.1 and 14.4 G
-    (PlainMamba) and 4.9, 8.7 and 15.4 G (VMamba). `true` counts all directions, 3 multiply-adds and
-    an exponential per state element, and scores.
+    direction, of MambaVision neither scans nor the products of attention. It gives the published
+    1.45 G (Vim-T), 5.08 G (Vim-S), 3.0, 8.1 and 14.4 G (PlainMamba), 4.9, 8.7 and 15.4 G (VMamba),
+    and 5.1, 7.5 and 15.0 G (MambaVision-T2, S, B; of T 4.46 where 4.4 is published). `true` counts
+    all directions, 3 multiply-adds and an exponential per state element, attention, and scores.
     A schedule by threshold depends on the image: it counts as keeping everything.
 
     >>> from .models import VimConfig

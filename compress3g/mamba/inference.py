@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ..errors import FormatError
-from .models import Config, PlainMambaConfig, VimConfig, VMambaConfig
+from .models import Config, MambaVisionConfig, PlainMambaConfig, VimConfig, VMambaConfig
 
 _NAMES = {
     "Vim": (
@@ -24,6 +24,10 @@ _NAMES = {
         "layers.0.blocks.0.op.in_proj.weight", "layers.0.blocks.0.mlp.fc1.weight",
         "classifier.head.weight",
     ),
+    "MambaVision": (
+        "patch_embed.conv_down.0.weight", "patch_embed.conv_down.3.weight",
+        "levels.2.blocks.0.mixer.A_log", "levels.2.blocks.0.mlp.fc1.weight", "head.weight",
+    ),
 }  # fmt: skip
 
 
@@ -31,13 +35,17 @@ def infer(state: Mapping[str, Tensor], where: str = "the state dict") -> Config:
     """The architecture whose shapes these are.
 
     The size of images is not among them: 224 where that fits the positions, as in all published
-    files, else patches side by side on a square. Raises FormatError for what is no model of ours.
+    files, else patches side by side on a square. Of a MambaVision heads and windows are not among
+    them either: they are those of the published ones. Raises FormatError for what is no model of
+    ours.
     """
     kind = "Vim"
     if "layers.0.mamba.direction_Bs" in state:
         kind = "PlainMamba"
     elif any(name.endswith(".op.A_logs") for name in state):
         kind = "VMamba"
+    elif any(name.startswith("levels.") for name in state):
+        kind = "MambaVision"
     missing = [name for name in _NAMES[kind] if name not in state]
     if missing:
         raise FormatError(f"{where} is no {kind}: it lacks {', '.join(missing)}")
@@ -123,10 +131,36 @@ def _infer_vmamba(state: Mapping[str, Tensor], where: str) -> VMambaConfig:
     )
 
 
+def _infer_vision(state: Mapping[str, Tensor], where: str) -> MambaVisionConfig:
+    width, stem = state["patch_embed.conv_down.3.weight"].shape[:2]
+    levels = _count(state, "levels.")
+    heads = MambaVisionConfig().heads
+    if levels != len(heads):
+        raise FormatError(
+            f"{where}: a MambaVision of {levels} stages has unknown heads and windows"
+        )
+    if width >= _WIDE:
+        heads = tuple(2 * number for number in heads)
+    return MambaVisionConfig(
+        channels=state["patch_embed.conv_down.0.weight"].shape[1],
+        width=width,
+        stem=stem,
+        depths=tuple(_count(state, f"levels.{i}.blocks.") for i in range(levels)),
+        heads=heads,
+        state=state["levels.2.blocks.0.mixer.A_log"].shape[1],
+        mlp=state["levels.2.blocks.0.mlp.fc1.weight"].shape[0] / (4 * width),
+        layer_scale="levels.2.blocks.0.gamma_1" in state,
+        classes=state["head.weight"].shape[0],
+    )
+
+
+_WIDE = 196  # the published MambaVisions from this width on have twice as many heads
+
 _INFER: dict[str, Callable[[Mapping[str, Tensor], str], Config]] = {
     "Vim": _infer_vim,
     "PlainMamba": _infer_plain,
     "VMamba": _infer_vmamba,
+    "MambaVision": _infer_vision,
 }
 
 # Names that the authors of VMamba have given the same weights over time.

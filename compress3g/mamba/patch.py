@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from .config import Preset, PruneConfig
 from .config import preset as preset_config
 from .holes import Align, ConvAlign, Holes, record
+from .models import windows
 from .models.bimamba import Mixed
 from .models.family import Family, Grid, Parts, family_of, prune_points
 from .schedule import PruneSchedule
@@ -32,15 +33,16 @@ class TokenInfo:
     """What the last forward pass kept: original indices, the class token's among them.
 
     kept[0] are all tokens and kept[i] those after prune point i, on the grid grids[i] of its stage;
-    padding of images that kept fewer has index -1. scores and gaps are of the prune points at which
-    tokens went. `fate` says for each original token at which prune point it went; one more than
-    there are points for those that stay. A model of stages has none: its tokens come back.
+    padding of images that kept fewer, or of windows beyond the grid, has index -1. scores and gaps
+    are of the prune points at which tokens went. `fate` says for each original token at which point
+    it went; one more than there are points for those that stay. A model of stages has none: its
+    tokens come back.
     """
 
     grids: tuple[Grid, ...]
     kept: tuple[Int[Tensor, "b _"], ...]
-    scores: tuple[Float[Tensor, "b _"], ...]  # of the tokens before
-    gaps: tuple[Int[Tensor, "b _"], ...]  # positions missing before each token, forward
+    scores: tuple[Float[Tensor, "_ _"], ...]  # of the tokens before; a row is an image or a window
+    gaps: tuple[Int[Tensor, "_ _"], ...]  # positions missing before each token, forward
     fate: Int[Tensor, "b n"] | None
 
 
@@ -126,10 +128,14 @@ def _check_settings(family: Family, config: PruneConfig) -> None:
         f"score {config.score} needs a gate": config.score == "gated" and not family.gated,
         "align recorded follows the two scans of Vim": config.align == "recorded",
         "align masked is an oracle for Vim": config.align == "masked",
-        "a 2-D convolution has no last token: use conv_align zero": config.conv_align == "hold",
+        "a 2-D convolution has no last token: use conv_align zero": (
+            family.plane and config.conv_align == "hold"
+        ),
         "mode threshold needs sequences that can be padded": config.schedule.mode == "threshold",
         "without convolution alignment the tokens close up to a smaller grid that has no gaps: "
-        "use align none": config.conv_align == "none" and config.align not in ("none", "hold"),
+        "use align none": (
+            family.plane and config.conv_align == "none" and config.align not in ("none", "hold")
+        ),
     }
     for reason, holds in reasons.items():
         if holds:
@@ -151,8 +157,7 @@ class _Run:
         self._recorded: tuple[Tensor, Tensor] | None = None
         self._canvas: Tensor | None = None  # features of all positions, when somebody wants them
         self.stream = self.enter(parts, grid, cls)
-        self._kept.append(self._positions)
-        self._grids.append(grid)
+        self.keep_all()
 
     def enter(self, parts: Parts, grid: Grid, cls: Int[Tensor, "b"] | None = None) -> Stream:
         """The stream of all tokens with which a stage begins."""
@@ -195,9 +200,10 @@ class _Run:
         return whole.scatter(1, place, now)[:, : self._length]  # padding lies behind
 
     def keep_all(self) -> None:
-        """Notes a prune point at which nothing goes."""
-        self._kept.append(self._positions)
-        self._grids.append(self.grid)
+        """Notes where all tokens are, at the start and where none goes."""
+        if self._pruning.trace:
+            self._kept.append(self._shown(self._positions))
+            self._grids.append(self.grid)
 
     def prune(self, point: int, stream: Stream, mixed: Mixed | None) -> Stream:
         """The stream that is left after prune point `point`."""
@@ -206,6 +212,9 @@ class _Run:
             score = stream.parts[0].new_zeros(stream.parts[0].shape[:2])
         else:
             score = score_tokens(config.score, mixed, stream.cls, self._generator)
+        if self._pruning.family.windowed:
+            outside = windows.beyond(self._positions, self._length, self.grid)
+            score = score.masked_fill(outside, torch.finfo(score.dtype).min)
         if self._canvas is not None:
             self._canvas = self.painted(stream)
         reduced = self._reduce(point, stream, score)
@@ -228,7 +237,7 @@ class _Run:
     def _new_holes(self, left: Stream) -> Holes:
         config = self._config
         positions, grid = self._positions, self.grid
-        if not self._pruning.family.has_cls and config.conv_align == "none":
+        if self._pruning.family.plane and config.conv_align == "none":
             # What is left closes up, row by row, to the nearest rectangle (2409.18962, figure 1).
             size = positions.shape[1]
             wide = math.ceil(math.sqrt(size * grid[1] / grid[0]))
@@ -257,10 +266,16 @@ class _Run:
         positions = self._positions
         if left.valid is not None:
             positions = positions.masked_fill(~left.valid, -1)
-        self._kept.append(positions)
+        self._kept.append(self._shown(positions))
         self._grids.append(self.grid)
         self._scores.append(score)
         self._gaps.append(self._holes.gaps[0])
+
+    def _shown(self, positions: Tensor) -> Tensor:
+        """Positions in the image, of those in windows."""
+        if not self._pruning.family.windowed:
+            return positions
+        return windows.in_image(positions, self._length, self.grid)
 
     def info(self) -> TokenInfo:
         """The trace of the whole pass."""

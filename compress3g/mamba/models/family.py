@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..holes import Holes
-from . import bimamba, plain_mamba, vmamba
+from . import bimamba, mamba_vision, plain_mamba, vmamba
 from .bimamba import Mixed
 from .cross_scan import norm
 from .grid import as_map
@@ -34,6 +34,7 @@ class Family:
     directions: int
     has_cls: bool
     gated: bool  # whether y is multiplied by a gate
+    plane: bool  # whether scans and convolutions follow the grid, not one sequence
     needs: tuple[str, ...]  # names in the model
     first: str  # name of the first block
     mixer: str  # name of the mixer in a block
@@ -45,6 +46,7 @@ class Family:
     as_map: Callable[[Any, Tensor, Grid], Tensor]
     stages: Callable[[Any], list[list[Any]]]  # blocks of each stage
     leave: Callable[[Any, int, Parts, Grid], tuple[Parts, Grid]] | None = None
+    windowed: bool = False  # whether a row of the stream is a window, not an image
 
     def blocks(self, model: Any) -> list[Any]:
         """Blocks that a schedule counts, of all stages."""
@@ -161,6 +163,31 @@ def _map_cross(
     return as_map(norm(model.classifier.norm, tokens), grid)
 
 
+def _start_vision(model: Any, images: Tensor) -> tuple[Parts, Tensor | None, Grid]:
+    x, grid = mamba_vision.embed_vision(model, images)
+    return (x,), None, grid
+
+
+def _step_vision(
+    layer: Any, parts: Parts, grid: Grid, holes: Holes | None, inside: bool
+) -> tuple[Parts, Mixed | None]:
+    x, mixed = mamba_vision.step_vision(layer, parts[0], holes, inside=inside)
+    return (x,), mixed
+
+
+def _leave_vision(model: Any, stage: int, parts: Parts, grid: Grid) -> tuple[Parts, Grid]:
+    x, smaller = mamba_vision.leave_vision(model, stage, parts[0], grid)
+    return (x,), smaller
+
+
+def _finish_vision(model: Any, parts: Parts, cls: Tensor | None) -> Tensor:
+    return mamba_vision.classify_vision(model, parts[0])
+
+
+def _stages_of_levels(model: Any) -> list[list[Any]]:
+    return [list(level.blocks) for level in mamba_vision.stages_of(model)]
+
+
 def _one_stage(model: Any) -> list[list[Any]]:
     return [list(model.layers)]
 
@@ -175,6 +202,7 @@ VIM = Family(
     directions=2,
     has_cls=True,
     gated=True,
+    plane=False,
     needs=("patch_embed", "cls_token", "pos_embed", "layers", "norm_f", "head"),
     first="layers.0",
     mixer="mixer",
@@ -191,6 +219,7 @@ PLAIN = Family(
     directions=4,
     has_cls=False,
     gated=True,
+    plane=True,
     needs=("patch_embed", "pos_embed", "layers", "ln1", "head"),
     first="layers.0",
     mixer="mamba",
@@ -207,6 +236,7 @@ VMAMBA = Family(
     directions=4,
     has_cls=False,
     gated=False,
+    plane=True,
     needs=("patch_embed", "layers", "classifier"),
     first="layers.0.blocks.0",
     mixer="op",
@@ -222,7 +252,26 @@ VMAMBA = Family(
     stages=_stages_of_layers,
     leave=_leave_cross,
 )  # fmt: skip
-_FAMILIES = (VIM, PLAIN, VMAMBA)
+VISION = Family(
+    name="MambaVision",
+    directions=1,
+    has_cls=False,
+    gated=False,
+    plane=False,
+    needs=("patch_embed", "levels", "norm", "head"),
+    first="levels.2.blocks.0",
+    mixer="mixer",
+    in_mixer=(*_SHARED, "conv1d_x", "conv1d_z"),
+    skip="D",
+    start=_start_vision,
+    step=_step_vision,
+    finish=_finish_vision,
+    as_map=mamba_vision.map_vision,
+    stages=_stages_of_levels,
+    leave=_leave_vision,
+    windowed=True,
+)
+_FAMILIES = (VIM, PLAIN, VMAMBA, VISION)
 
 
 def family_of(model: Any) -> Family:

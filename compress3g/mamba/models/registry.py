@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import ConfigError
+from .mamba_vision import MambaVision, MambaVisionConfig
 from .plain_mamba import PlainMamba, PlainMambaConfig
 from .vim import Vim, VimConfig
 from .vmamba import VMamba, VMambaConfig
 
-Model = Vim | PlainMamba | VMamba
-Config = VimConfig | PlainMambaConfig | VMambaConfig
+Model = Vim | PlainMamba | VMamba | MambaVision
+Config = VimConfig | PlainMambaConfig | VMambaConfig | MambaVisionConfig
 
 MODELS: dict[str, Config] = {
     "vim_tiny": VimConfig(width=192),
@@ -27,6 +28,20 @@ MODELS: dict[str, Config] = {
     "vmamba_tiny": VMambaConfig(),
     "vmamba_small": VMambaConfig(depths=(2, 2, 15, 2), expand=2.0),
     "vmamba_base": VMambaConfig(width=128, depths=(2, 2, 15, 2), expand=2.0),
+    "mamba_vision_tiny": MambaVisionConfig(),
+    "mamba_vision_tiny2": MambaVisionConfig(depths=(1, 3, 11, 4)),
+    "mamba_vision_small": MambaVisionConfig(width=96, stem=64, depths=(3, 3, 7, 5)),
+    "mamba_vision_base": MambaVisionConfig(
+        width=128, stem=64, depths=(3, 3, 10, 5), layer_scale=True
+    ),
+}
+
+# Share of a picture's shorter side that the authors' evaluation crops; 0.875 of all others.
+_CROPS = {
+    "mamba_vision_tiny": 1.0,
+    "mamba_vision_tiny2": 0.98,
+    "mamba_vision_small": 0.93,
+    "mamba_vision_base": 1.0,
 }
 
 # In the config.json of our folders.
@@ -34,12 +49,22 @@ KINDS: dict[str, tuple[type[Config], type[Model]]] = {
     "vim": (VimConfig, Vim),
     "plain_mamba": (PlainMambaConfig, PlainMamba),
     "vmamba": (VMambaConfig, VMamba),
+    "mamba_vision": (MambaVisionConfig, MambaVision),
 }
 
 
 def kind_of(config: Config) -> str:
     """Name of the kind of model that has such a configuration."""
     return next(name for name, (wanted, _) in KINDS.items() if type(config) is wanted)
+
+
+def crop_of(config: Config) -> float:
+    """Share of a picture's shorter side that the model was evaluated on.
+
+    >>> crop_of(VimConfig())
+    0.875
+    """
+    return next((crop for name, crop in _CROPS.items() if MODELS[name] == config), 0.875)
 
 
 def build(config: Config) -> Model:
