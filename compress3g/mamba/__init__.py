@@ -16,11 +16,12 @@ from .models import (
 )
 from .patch import TokenInfo, apply_patch, feature_map, pruned, remove_patch
 from .schedule import SCHEDULES, PruneSchedule
+from .timm_models import register_in_timm
 from .units import units_of
 
 __all__ = [
     "SCHEDULES", "MambaVision", "MambaVisionConfig", "PlainMamba", "PlainMambaConfig",
     "PruneConfig", "PruneSchedule", "TokenInfo", "VMamba", "VMambaConfig", "Vim", "VimConfig",
     "apply_patch", "create_model", "feature_map", "flops", "load_checkpoint", "preset", "pruned",
-    "remove_patch", "save_checkpoint", "schedule_for_flops", "units_of",
+    "register_in_timm", "remove_patch", "save_checkpoint", "schedule_for_flops", "units_of",
 ]  # fmt: skip
