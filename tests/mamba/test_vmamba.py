@@ -30,6 +30,7 @@ from compress3g.mamba import (
 from compress3g.mamba.holes import Holes
 from compress3g.mamba.models.cross_scan import mix_cross
 from compress3g.mamba.pictures import Preprocess
+from compress3g.mamba.train import _groups
 from compress3g.profile import size_of
 
 from .plain_cross import logits, mixer
@@ -246,6 +247,17 @@ def test_gradients_reach_every_weight_through_pruning(model, images):
     assert all(float(p.grad.abs().max()) > 0 for p in model.parameters())
     assert float(pruning.gates.grad[1, :, :12].abs().min()) > 0
     assert float(pruning.gates.grad[1, :, 12:].abs().max()) == 0  # of a wider stage
+
+
+def test_what_is_no_weight_matrix_is_not_decayed(model):
+    decayed, free = _groups(model, 0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0
+    for p in decayed["params"]:
+        assert names[id(p)].rpartition(".")[2] in ("weight", "x_proj_weight", "dt_projs_weight")
+        assert p.ndim > 1
+    assert any(names[id(p)].endswith("A_logs") for p in free["params"])
 
 
 def test_a_folder_brings_back_the_model(model, images, tmp_path):
