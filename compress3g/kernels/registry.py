@@ -29,8 +29,8 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "selective_scan": {
-        "cpu": ("cpu", "chunked", "reference"),
-        "cuda": ("mamba_ssm", "triton", "chunked", "reference"),
+        "cpu": ("cpu", "chunked", "looped", "reference"),
+        "cuda": ("mamba_ssm", "triton", "chunked", "looped", "reference"),
     },
     "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -23,7 +22,8 @@ from ..engine.checkpoint import read_json, write_json
 from ..engine.folder import atomic_folder
 from ..errors import FormatError
 from .config import PruneConfig
-from .models import PlainMamba, PlainMambaConfig, Vim, VimConfig, build
+from .inference import infer, published_names
+from .models import KINDS, Model, Vim, build, crop_of, kind_of
 from .patch import apply_patch, pruning_of
 from .pictures import Preprocess
 from .schedule import PruneSchedule
@@ -37,7 +37,7 @@ _LISTED = 6  # names in an error
 class Checkpoint:
     """A model as it was saved; patched when it was saved with a schedule of pruning."""
 
-    model: Vim | PlainMamba
+    model: Model
     preprocess: Preprocess
     pruning: PruneConfig | None = None
     about: dict[str, Any] = field(default_factory=dict)  # how it was trained, what it reached
@@ -87,81 +87,12 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {prefix.sub("", k): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def infer(
-    state: Mapping[str, Tensor], where: str = "the state dict"
-) -> VimConfig | PlainMambaConfig:
-    """The architecture whose shapes these are.
-
-    The size of images is not among them: 224 where that fits the positions, as in all published
-    files, else patches side by side on a square. Raises FormatError for what is neither a Vim nor a
-    PlainMamba.
-    """
-    plain = "layers.0.mamba.direction_Bs" in state
-    names = _PLAIN_NAMES if plain else _VIM_NAMES
-    missing = [name for name in names if name not in state]
-    if missing:
-        kind = "PlainMamba" if plain else "Vim"
-        raise FormatError(f"{where} is no {kind}: it lacks {', '.join(missing)}")
-    depth = len({k.split(".")[1] for k in state if k.startswith("layers.")})
-    return _infer_plain(state, where, depth) if plain else _infer_vim(state, where, depth)
-
-
-_VIM_NAMES = ("patch_embed.proj.weight", "pos_embed", "layers.0.mixer.A_b_log", "head.weight")
-_PLAIN_NAMES = (
-    "patch_embed.stem.0.weight", "patch_embed.projection.weight", "pos_embed",
-    "layers.0.mamba.A_log", "head.fc.weight",
-)  # fmt: skip
-
-
-def _side(state: Mapping[str, Tensor], where: str, extra: int) -> int:
-    shape = tuple(state["pos_embed"].shape)
-    side = math.isqrt(shape[1] - extra)
-    if side * side != shape[1] - extra:
-        raise FormatError(f"{where}: positions {shape} are no square grid")
-    return side
-
-
-def _infer_vim(state: Mapping[str, Tensor], where: str, depth: int) -> VimConfig:
-    width, channels, patch, _ = state["patch_embed.proj.weight"].shape
-    side = _side(state, where, 1)
-    image, stride = patch * side, patch
-    if patch == 16 and side > 1 and (224 - patch) % (side - 1) == 0:
-        image, stride = 224, (224 - patch) // (side - 1)
-    return VimConfig(
-        image=(image, image),
-        patch=patch,
-        stride=stride,
-        channels=channels,
-        width=width,
-        depth=depth,
-        state=state["layers.0.mixer.A_b_log"].shape[1],
-        classes=state["head.weight"].shape[0],
-    )
-
-
-def _infer_plain(state: Mapping[str, Tensor], where: str, depth: int) -> PlainMambaConfig:
-    width, _, half, _ = state["patch_embed.projection.weight"].shape
-    side = _side(state, where, 0)
-    return PlainMambaConfig(
-        image=(2 * half * side, 2 * half * side),
-        patch=2 * half,
-        channels=state["patch_embed.stem.0.weight"].shape[1],
-        width=width,
-        depth=depth,
-        state=state["layers.0.mamba.A_log"].shape[1],
-        classes=state["head.fc.weight"].shape[0],
-        stem_convs=sum(
-            k.startswith("patch_embed.convs.") and v.ndim == 4 for k, v in state.items()
-        ),
-        depthwise=tuple(i for i in range(depth) if f"layers.{i}.dw.0.weight" in state),
-    )
-
-
 def _from_state(source: Mapping[str, Any], where: str) -> Checkpoint:
-    state = unwrapped(source)
+    state = published_names(unwrapped(source))
     model = build(infer(state, where))
     load_strictly(model, state, where)
-    return Checkpoint(model=model.eval(), preprocess=Preprocess.imagenet(model.config.image))
+    preprocess = Preprocess.imagenet(model.config.image, crop_of(model.config))
+    return Checkpoint(model=model.eval(), preprocess=preprocess)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -211,7 +142,7 @@ def resize_images(model: Vim, image: tuple[int, int]) -> None:
 
 def save_checkpoint(
     folder: Path | str,
-    model: Vim | PlainMamba,
+    model: Model,
     preprocess: Preprocess,
     about: Mapping[str, Any] | None = None,
 ) -> None:
@@ -224,7 +155,7 @@ def save_checkpoint(
     if pruning is not None and pruning.gates is not None:
         tensors[_GATES] = pruning.gates.detach().cpu()
     described = {
-        "model_type": "vim" if isinstance(model, Vim) else "plain_mamba",
+        "model_type": kind_of(model.config),
         "sizes": dataclasses.asdict(model.config),
         "preprocess": dataclasses.asdict(preprocess),
         "pruning": None if pruning is None else dataclasses.asdict(pruning.config),
@@ -238,8 +169,8 @@ def save_checkpoint(
 def _from_folder(folder: Path) -> Checkpoint:
     described = read_json(folder / _CONFIG)
     try:
-        kind = {"vim": VimConfig, "plain_mamba": PlainMambaConfig}[described["model_type"]]
-        model = build(kind(**_tuples(described["sizes"])))
+        made_of: Any = KINDS[described["model_type"]][0]
+        model = build(made_of(**_tuples(described["sizes"])))
         preprocess = Preprocess(**_tuples(described["preprocess"]))
         pruning = described.get("pruning")
         if pruning is not None:

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..engine.options import options_from, resolve
 from ..errors import ConfigError
-from .config import PruneConfig, PruneOptions, described, numbers
+from .cli_files import export, show
+from .cli_options import (
+    BATCH,
+    CKPT,
+    DATA,
+    JSON,
+    LIMIT,
+    PATH,
+    THREADS,
+    backend_options,
+    chosen_pruning,
+    open_checkpoint,
+    open_pictures,
+    use_threads,
+)  # fmt: skip
+from .config import PruneOptions, described, numbers
 from .train import TrainConfig
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
-    from .data import Pictures
-
-_PATH = click.Path(path_type=Path)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_CKPT = click.option(
-    "--ckpt", type=_PATH, required=True, help="Published .pth, .safetensors, or a folder of ours."
-)
-_DATA = click.option(
-    "--data", type=_PATH, required=True, help="Folder of classes, .npz (X, Y) or idx file."
-)
-_BACKEND = click.option("--backend", default="auto", show_default=True, help="Of the kernels.")
-_THREADS = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all)."
-)
-_LIMIT = click.option("--limit", type=click.IntRange(1), help="Only that many pictures.")
-_BATCH = click.option("--batch", type=click.IntRange(1), default=50, show_default=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,40 +35,19 @@ def app() -> None:
     """Prune tokens of vision state-space models (ToP, 2409.18962, and its rivals)."""
 
 
-def _use(threads: int | None) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _open(path: Path) -> Checkpoint:
-    from .checkpoint import load_checkpoint
-
-    return load_checkpoint(path)
-
-
-def _data(path: Path, limit: int | None) -> Pictures:
-    from .data import first, open_data
-
-    found = open_data(path)
-    return found if limit is None else first(found, limit)
-
-
-def _pruning(checkpoint: Checkpoint, options: PruneOptions) -> PruneConfig | None:
-    """What the command line says, or else what the model was saved with."""
-    return options.config(checkpoint.model) or checkpoint.pruning
+app.add_command(show)
+app.add_command(export)
 
 
 @app.command()
-@click.argument("ckpt", type=_PATH)
-@_JSON
+@click.argument("ckpt", type=PATH)
+@JSON
 def info(ckpt: Path, as_json: bool) -> None:
     """Say what a checkpoint is: sizes, parameters, schedule, multiply-adds, how it was trained."""
     from ..profile import size_of
     from .flops import flops
 
-    found = _open(ckpt)
+    found = open_checkpoint(ckpt)
     config, schedule = found.model.config, found.pruning.schedule if found.pruning else None
     figures: dict[str, Any] = {
         "architecture": type(found.model).__name__,
@@ -105,19 +79,14 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _backend(command: Callable[..., Any]) -> Callable[..., Any]:
-    made: Callable[..., Any] = _BACKEND(_THREADS(command))
-    return made
-
-
 @app.command(name="eval")
-@_CKPT
-@_DATA
+@CKPT
+@DATA
 @options_from(PruneOptions)
-@_BATCH
-@_LIMIT
-@_backend
-@_JSON
+@BATCH
+@LIMIT
+@backend_options
+@JSON
 def evaluate(
     ckpt: Path,
     data: Path,
@@ -135,11 +104,11 @@ def evaluate(
     from .patch import pruned
     from .train import accuracy
 
-    _use(threads)
+    use_threads(threads)
     chosen = resolve(PruneOptions, options, config_file)
-    found = _open(ckpt)
-    pruning = _pruning(found, chosen)
-    pictures = _data(data, limit)
+    found = open_checkpoint(ckpt)
+    pruning = chosen_pruning(found, chosen)
+    pictures = open_pictures(data, limit)
     with registry.use(**registry.use_everywhere(backend)), pruned(found.model, pruning):
         top1 = accuracy(found.model, pictures, found.preprocess, batch=batch)
     cost = flops(found.model, pruning.schedule if pruning else None).total
@@ -159,17 +128,17 @@ def evaluate(
 
 
 @app.command()
-@_CKPT
-@_DATA
+@CKPT
+@DATA
 @click.option("--keeps", default="1,.9,.8,.7,.6,.5", show_default=True)
 @click.option("--scores", default="l1,clip,random", show_default=True)
 @click.option("--aligns", default="none,current", show_default=True)
 @click.option("--conv-aligns", default="none,zero", show_default=True)
 @click.option("--layers", help="Blocks after which tokens go (default: three, evenly spread).")
-@click.option("-o", "--out", type=_PATH, help="Table as .json, .md or .png (default: print it).")
-@_BATCH
-@_LIMIT
-@_backend
+@click.option("-o", "--out", type=PATH, help="Table as .json, .md or .png (default: print it).")
+@BATCH
+@LIMIT
+@backend_options
 def sweep(
     ckpt: Path,
     data: Path,
@@ -188,10 +157,10 @@ def sweep(
     from ..kernels import registry
     from .sweep import curve, grid, write
 
-    _use(threads)
+    use_threads(threads)
     if out is not None and out.suffix not in (".json", ".md", ".png"):
         raise ConfigError(f"--out {out}: give a name that ends in .json, .md or .png")
-    found = _open(ckpt)
+    found = open_checkpoint(ckpt)
     settings = grid(
         found.model,
         keeps=numbers(keeps, float, "--keeps"),
@@ -201,7 +170,7 @@ def sweep(
         conv_aligns=conv_aligns.split(","),
     )
     with registry.use(**registry.use_everywhere(backend)):
-        points = curve(found, _data(data, limit), settings, batch=batch)
+        points = curve(found, open_pictures(data, limit), settings, batch=batch)
     if out is None:
         from .sweep import table
 
@@ -212,19 +181,19 @@ def sweep(
 
 
 @app.command()
-@_CKPT
-@_DATA
-@click.argument("output", type=_PATH)
+@CKPT
+@DATA
+@click.argument("output", type=PATH)
 @options_from(PruneOptions)
-@click.option("--recipe", type=_PATH, help="TOML file of the training options.")
+@click.option("--recipe", type=PATH, help="TOML file of the training options.")
 @click.option("--epochs", type=float, help="Passes over the pictures.")
 @click.option("--lr", type=float, help="Highest learning rate.")
 @click.option("--distill", type=float, help="Weight of the teacher's logits in the loss.")
 @click.option("--seed", type=int, help="Of everything random.")
-@click.option("--teacher", type=_PATH, help="Checkpoint of a dense model (default: --ckpt's).")
-@_LIMIT
-@_backend
-@_JSON
+@click.option("--teacher", type=PATH, help="Checkpoint of a dense model (default: --ckpt's).")
+@LIMIT
+@backend_options
+@JSON
 def finetune(
     ckpt: Path,
     data: Path,
@@ -250,23 +219,25 @@ def finetune(
     from .patch import apply_patch, remove_patch
     from .train import train
 
-    _use(threads)
+    use_threads(threads)
     refuse_existing(output)
     chosen = resolve(PruneOptions, options, config_file)
     typed = {"epochs": epochs, "lr": lr, "distill": distill, "seed": seed}
     values = {} if recipe is None else read_toml(TrainConfig, recipe)
     config = TrainConfig(**(values | {k: v for k, v in typed.items() if v is not None}))
-    found = _open(ckpt)
-    pruning = _pruning(found, chosen)
+    found = open_checkpoint(ckpt)
+    pruning = chosen_pruning(found, chosen)
     if pruning is None:
         raise ConfigError("say what to prune: give --keep or --flops, or a pruned --ckpt")
     master = None
     if config.distill:
-        master = _open(teacher or ckpt).model
+        master = open_checkpoint(teacher or ckpt).model
         remove_patch(master)
     apply_patch(found.model, pruning)
     with registry.use(**registry.use_everywhere(backend)):
-        done = train(found.model, _data(data, limit), found.preprocess, config, teacher=master)
+        done = train(
+            found.model, open_pictures(data, limit), found.preprocess, config, teacher=master
+        )
     about = found.about | {"fine_tuned": dataclasses.asdict(config), "loss": done.loss}
     save_checkpoint(output, found.model, found.preprocess, about)
     if as_json:
@@ -278,7 +249,7 @@ def finetune(
 
 @app.command()
 @click.option("--model", default="vim_tiny", show_default=True, help="Name, with random weights.")
-@click.option("--ckpt", type=_PATH, help="A checkpoint in place of --model.")
+@click.option("--ckpt", type=PATH, help="A checkpoint in place of --model.")
 @click.option("--keeps", default="1,.8,.7", show_default=True)
 @click.option("--layers", help="Blocks after which tokens go (default: three, evenly spread).")
 @click.option("--align", default="current", show_default=True)
@@ -287,8 +258,8 @@ def finetune(
 )
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="For each setting.")
-@_THREADS
-@_JSON
+@THREADS
+@JSON
 def bench(
     model: str,
     ckpt: Path | None,
@@ -307,8 +278,8 @@ def bench(
     from .models import create_model
     from .sweep import grid
 
-    _use(threads)
-    made = create_model(model) if ckpt is None else _open(ckpt).model
+    use_threads(threads)
+    made = create_model(model) if ckpt is None else open_checkpoint(ckpt).model
     settings = grid(
         made,
         keeps=numbers(keeps, float, "--keeps"),
@@ -329,70 +300,3 @@ def bench(
         click.echo(json.dumps(rows))
         return
     click.echo(table(rows), nl=False)
-
-
-@app.command()
-@click.argument("image", type=_PATH)
-@_CKPT
-@click.option("-o", "--out", type=_PATH, default="kept.png", show_default=True, help="PNG file.")
-@options_from(PruneOptions)
-@_JSON
-def show(
-    image: Path,
-    ckpt: Path,
-    out: Path,
-    config_file: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Write a picture of the patches of IMAGE that stay after each prune point."""
-    from ..engine.checkpoint import atomic_write
-    from .patch import apply_patch
-    from .picture import show_kept
-    from .pictures import open_picture
-
-    chosen = resolve(PruneOptions, options, config_file)
-    picture = open_picture(image)
-    found = _open(ckpt)
-    pruning = _pruning(found, chosen)
-    if pruning is None:
-        raise ConfigError("say what to prune: give --keep or --flops, or a pruned --ckpt")
-    if chosen.config(found.model) is not None:
-        apply_patch(found.model, pruning)
-    shown = show_kept(found, picture, image.name)
-    atomic_write(out, lambda file: shown.sheet.save(file, format="PNG"))
-    if as_json:
-        figures = {
-            "dense": dataclasses.asdict(shown.dense),
-            "pruned": dataclasses.asdict(shown.pruned),
-            "kept": shown.kept,
-            "patches": shown.patches,
-            "macs_share": shown.flops_share,
-            "out": str(out),
-        }
-        click.echo(json.dumps(figures))
-        return
-    click.echo(f"dense   {shown.dense}")
-    click.echo(f"pruned  {shown.pruned}  ({shown.kept[-1]} of {shown.patches} patches)")
-    click.echo(f"{out}")
-
-
-@app.command()
-@_CKPT
-@click.argument("output", type=_PATH)
-@options_from(PruneOptions)
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
-def export(ckpt: Path, output: Path, config_file: Path | None, batch: int, **options: Any) -> None:
-    """Write the model, pruned or not, as a .pt2 file that torch runs without this package."""
-    from .export import export as exported
-    from .export import save_program
-    from .patch import apply_patch
-
-    chosen = resolve(PruneOptions, options, config_file)
-    found = _open(ckpt)
-    pruning = _pruning(found, chosen)
-    if chosen.config(found.model) is not None and pruning is not None:
-        apply_patch(found.model, pruning)
-    program = exported(found.model, batch=batch)
-    save_program(output, program)
-    click.echo(f"{output}  {len(program.graph.nodes):,} operators, {described(pruning)}")

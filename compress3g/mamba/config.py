@@ -9,7 +9,8 @@ from ..engine.fields import option
 from ..errors import ConfigError
 from .flops import schedule_for_flops
 from .holes import Align, ConvAlign
-from .schedule import Mode, PruneSchedule, even_layers
+from .models.family import blocks_of, prune_points
+from .schedule import Mode, PruneSchedule
 from .scores import Score
 from .select import Method
 
@@ -108,9 +109,8 @@ class PruneOptions:
         """
         if self.keep is not None and self.flops is not None:
             raise ConfigError("--keep and --flops exclude each other: give one of them")
-        depth = len(model.layers)
         layers = (
-            even_layers(depth) if self.layers is None else numbers(self.layers, int, "--layers")
+            prune_points(model) if self.layers is None else numbers(self.layers, int, "--layers")
         )
         if self.flops is not None:
             schedule = schedule_for_flops(model, self.flops, layers=layers)
@@ -120,7 +120,7 @@ class PruneOptions:
             schedule = PruneSchedule(layers=layers, keep=keeps, mode=self.mode)
         else:
             return None
-        schedule.check(depth)
+        schedule.check(len(blocks_of(model)))
         if self.preset is not None:
             return preset(self.preset, schedule)
         return PruneConfig(

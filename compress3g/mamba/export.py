@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,11 +15,14 @@ from ..kernels import registry
 from .patch import pruning_of
 
 
-def export(model: nn.Module, *, batch: int = 1) -> torch.export.ExportedProgram:
+def export(
+    model: nn.Module, *, batch: int = 1, scan: Literal["chunked", "looped"] = "chunked"
+) -> torch.export.ExportedProgram:
     """The program of `torch.export` for `batch` images of the model's size.
 
     The numbers of tokens are fixed by the schedule; which tokens stay still depends on the image.
-    The scan is written out in torch's operators, so that the program runs without this package.
+    The scan is written out in torch's operators, so that the program runs without this package:
+    `chunked` in many small ones, `looped` in one that repeats a step.
     Raises ConfigError for a schedule by threshold, whose numbers depend on the image.
     """
     pruning = pruning_of(model)
@@ -28,7 +31,7 @@ def export(model: nn.Module, *, batch: int = 1) -> torch.export.ExportedProgram:
     config: Any = model.config
     images = torch.randn(batch, config.channels, *config.image)
     model.eval()
-    written_out = registry.use(selective_scan="chunked", causal_conv="reference")
+    written_out = registry.use(selective_scan=scan, causal_conv="reference")
     with torch.no_grad(), written_out:
         return torch.export.export(model, (images,), strict=False)
 

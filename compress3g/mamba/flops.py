@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
-from .schedule import PruneSchedule, even_layers
+from .schedule import PruneSchedule
 
 if TYPE_CHECKING:
-    from .models import PlainMambaConfig, VimConfig
+    from .models import Config
 
 Convention = Literal["paper", "true"]
 
@@ -29,27 +29,35 @@ def flops(
     """Multiply-adds of one image through `model`, or a model of that configuration.
 
     `paper` is what papers count: 9 per state element of a scan, exponentials left out, of Vim one
-    direction. It gives the published 1.45 G (Vim-T), 5.08 G (Vim-S) and 3.0, 8.1 and 14.4 G
-    (PlainMamba). `true` counts all directions, 3 multiply-adds and an exponential per state
-    element, and scores.
+    direction, of MambaVision neither scans nor the products of attention. It gives the published
+    1.45 G (Vim-T), 5.08 G (Vim-S), 3.0, 8.1 and 14.4 G (PlainMamba), 4.9, 8.7 and 15.4 G (VMamba),
+    and 5.1, 7.5 and 15.0 G (MambaVision-T2, S, B; of T 4.46 where 4.4 is published). `true` counts
+    all directions, 3 multiply-adds and an exponential per state element, attention, and scores.
     A schedule by threshold depends on the image: it counts as keeping everything.
 
     >>> from .models import VimConfig
     >>> f"{flops(VimConfig()).total / 1e9:.2f} {flops(VimConfig(width=384)).total / 1e9:.2f}"
     '1.45 5.08'
     """
-    config: VimConfig | PlainMambaConfig = getattr(model, "config", model)
-    patches, extra = config.patches, config.extra_tokens
+    config: Config = getattr(model, "config", model)
+    extra, stages = config.extra_tokens, config.stages
     if schedule is None:
-        counts: tuple[int, ...] = (patches,) * config.depth
+        counts = tuple(stage.patches for stage in stages for _ in range(stage.depth))
     else:
-        counts = schedule.tokens(patches, config.depth)
-    each = config.token_cost(convention)
-    total = sum((n + extra) * each for n in counts)
+        counts = schedule.entering([(stage.patches, stage.depth) for stage in stages])
+    homes = [i for i, stage in enumerate(stages) for _ in range(stage.depth)]
+    total = config.fixed_cost()
+    for block, (home, count) in enumerate(zip(homes, counts, strict=True), start=1):
+        once = config.block_cost(home, block, count + extra, convention)
+        total += stages[home].sequences * once
     if convention == "true" and schedule is not None and not schedule.dense:
-        total += sum((counts[layer - 1] + extra) * config.inner for layer in schedule.layers)
-    total += config.fixed_cost()
-    return Cost(total=total, tokens=tuple(n + extra for n in counts), convention=convention)
+        for layer in schedule.layers:  # scores
+            stage = stages[homes[layer - 1]]
+            total += stage.sequences * (counts[layer - 1] + extra) * stage.inner
+    tokens = tuple(
+        stages[home].sequences * (n + extra) for home, n in zip(homes, counts, strict=True)
+    )
+    return Cost(total=total, tokens=tokens, convention=convention)
 
 
 def schedule_for_flops(
@@ -70,7 +78,7 @@ def schedule_for_flops(
     if not 0 < target <= 1:
         raise ConfigError(f"the share of FLOPs is above 0 and at most 1, got {target:g}")
     config = getattr(model, "config", model)
-    places = layers or even_layers(config.depth)
+    places = layers or config.prune_points
     dense = flops(config, convention=convention).total
 
     def at(ratio: float) -> tuple[PruneSchedule, float]:

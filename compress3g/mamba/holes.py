@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ..core.tokens import scatter_tokens
 
 if TYPE_CHECKING:
     from .models.bimamba import Scanned
+    from .models.cross_scan import Lines
 
 Align = Literal[
     "none", "hold", "current", "previous", "mean", "bias", "recorded", "learned", "masked"
@@ -74,6 +76,13 @@ class Holes:
         return ways(self.positions, self.grid, self.max_gap)
 
     @cached_property
+    def lines(self) -> tuple[Lines, Lines]:
+        """Rows and columns of the kept tokens, for cross scans, computed once per prune point."""
+        from .models.cross_scan import lines
+
+        return lines(self.positions, self.grid, self.max_gap)
+
+    @cached_property
     def convolution(self) -> dict[str, Any]:
         """Arguments of `causal_conv1d` about holes."""
         if self.conv_align == "none":
@@ -100,6 +109,15 @@ class Holes:
             return {"gap": gap[..., None] * mean}
         assert self.gate is not None
         return {"gap": gap[..., None] * delta * self.gate[direction]}
+
+    def decay_by(
+        self, gap: Int[Tensor, "b k"], way: int, raw: Tensor, bias: Tensor
+    ) -> dict[str, Any]:
+        """Arguments of `selective_scan` about holes that the scan number `way` meets as `gap`."""
+        if self.align == "learned":
+            assert self.gate is not None
+            return {"gap": gap[..., None] * F.softplus((raw + bias).float()) * self.gate[way]}
+        return {"gap": gap, "gap_mode": self.align}
 
     def run_whole(
         self, scan: Callable[..., Any], s: Scanned, a: Tensor, z: Tensor, settings: dict[str, Any]

@@ -17,9 +17,10 @@ from ..errors import ConfigError
 from .config import Preset, PruneConfig
 from .config import preset as preset_config
 from .holes import Align, ConvAlign, Holes, record
+from .models import windows
 from .models.bimamba import Mixed
-from .models.family import Family, family_of
-from .schedule import PruneSchedule, even_layers
+from .models.family import Family, Grid, Parts, family_of, prune_points
+from .schedule import PruneSchedule
 from .scores import NEED_CLS, Score, score_tokens
 from .select import METHODS, Method, Reduced, Stream, centred, drop_ragged
 
@@ -31,16 +32,18 @@ _INFO = "_token_info"
 class TokenInfo:
     """What the last forward pass kept: original indices, the class token's among them.
 
-    kept[0] are all tokens and kept[i] those after prune point i; padding of images that kept fewer
-    has index -1. scores and gaps are of the prune points at which tokens went. `fate` says for each
-    original token at which prune point it went; one more than there are points for those that stay.
+    kept[0] are all tokens and kept[i] those after prune point i, on the grid grids[i] of its stage;
+    padding of images that kept fewer, or of windows beyond the grid, has index -1. scores and gaps
+    are of the prune points at which tokens went. `fate` says for each original token at which point
+    it went; one more than there are points for those that stay. A model of stages has none: its
+    tokens come back.
     """
 
-    grid: tuple[int, int]
+    grids: tuple[Grid, ...]
     kept: tuple[Int[Tensor, "b _"], ...]
-    scores: tuple[Float[Tensor, "b _"], ...]  # of the tokens before
-    gaps: tuple[Int[Tensor, "b _"], ...]  # positions missing before each token, forward
-    fate: Int[Tensor, "b n"]
+    scores: tuple[Float[Tensor, "_ _"], ...]  # of the tokens before; a row is an image or a window
+    gaps: tuple[Int[Tensor, "_ _"], ...]  # positions missing before each token, forward
+    fate: Int[Tensor, "b n"] | None
 
 
 class TokenPruning:
@@ -50,19 +53,22 @@ class TokenPruning:
     """
 
     def __init__(self, model: Any, config: PruneConfig, *, trace: bool = False) -> None:
-        config.schedule.check(len(model.layers))
         self.family, self.config, self.trace = family_of(model), config, trace
+        blocks = self.family.blocks(model)
+        config.schedule.check(len(blocks))
         _check_settings(self.family, config)
+        _check_points(self.family, model, config)
         self.info: TokenInfo | None = None
         self.gates: nn.Parameter | None = None
         if config.align == "learned":
-            shape = len(model.layers), self.family.directions, self.family.inner(model)
-            self.gates = nn.Parameter(torch.full(shape, 4.0, device=model.pos_embed.device))
+            widest = max(self.family.inner(block) for block in blocks)
+            shape = len(blocks), self.family.directions, widest
+            device = next(model.parameters()).device
+            self.gates = nn.Parameter(torch.full(shape, 4.0, device=device))
 
     def __call__(self, model: Any, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Logits after all blocks."""
-        parts, cls, grid = self.family.start(model, images)
-        run = _Run(self, Stream(parts=parts, cls=cls), grid)
+        run = _Run(self, *self.family.start(model, images))
         stream = self._through(model, run)
         if self.trace:
             self.info = run.info()
@@ -71,28 +77,46 @@ class TokenPruning:
 
     def feature_map(self, model: Any, images: Tensor) -> Float[Tensor, "b d rows columns"]:
         """Features of all patches; those that went keep the value they had when they did."""
-        parts, cls, grid = self.family.start(model, images)
-        run = _Run(self, Stream(parts=parts, cls=cls), grid)
-        run.canvas = parts[0].float()
-        run.paint(self._through(model, run))
-        return self.family.as_map(model, run.canvas, grid)
+        run = _Run(self, *self.family.start(model, images))
+        run.keep_values()
+        stream = self._through(model, run)
+        return self.family.as_map(model, run.painted(stream), run.grid)
 
     def _through(self, model: Any, run: _Run) -> Stream:
         """The stream after the last block."""
         stream, schedule = run.stream, self.config.schedule
-        for number, layer in enumerate(model.layers, start=1):
+        last = self.family.last_blocks(model)
+        for number, layer in enumerate(self.family.blocks(model), start=1):
             point = schedule.layers.index(number) if number in schedule.layers else None
             goes = point is not None and run.goes(point, stream)
             inside = goes and self.config.method != "merge"
-            parts, mixed = self.family.step(
-                layer, stream.parts, run.grid, run.holes(number), inside
-            )
+            holes = run.holes(number, self.family.inner(layer))
+            parts, mixed = self.family.step(layer, stream.parts, run.grid, holes, inside)
             stream = replace(stream, parts=parts)
             if point is not None and goes:
                 stream = run.prune(point, stream, mixed)
             elif point is not None:
                 run.keep_all()
+            if number in last:
+                assert self.family.leave is not None
+                whole = (run.painted(stream),)
+                stream = run.enter(*self.family.leave(model, last[number], whole, run.grid))
         return stream
+
+
+def _check_points(family: Family, model: Any, config: PruneConfig) -> None:
+    """Raises ConfigError for prune points of a model of stages that would save nothing."""
+    if family.leave is None:
+        return
+    for layer in config.schedule.layers:
+        if layer in family.last_blocks(model):
+            reason = "ends a stage, after which all tokens are back"
+        elif not family.scans(family.blocks(model)[layer - 1]):
+            reason = "has no scan to score tokens by"
+        else:
+            continue
+        good = ", ".join(map(str, family.usable(model)))
+        raise ConfigError(f"{family.name}: block {layer} {reason}: prune after blocks of {good}")
 
 
 def _check_settings(family: Family, config: PruneConfig) -> None:
@@ -101,12 +125,17 @@ def _check_settings(family: Family, config: PruneConfig) -> None:
         return
     reasons = {
         f"score {config.score} needs a class token": config.score in NEED_CLS,
-        "align recorded needs a Delta of its own per direction": config.align == "recorded",
+        f"score {config.score} needs a gate": config.score == "gated" and not family.gated,
+        "align recorded follows the two scans of Vim": config.align == "recorded",
         "align masked is an oracle for Vim": config.align == "masked",
-        "a 2-D convolution has no last token: use conv_align zero": config.conv_align == "hold",
+        "a 2-D convolution has no last token: use conv_align zero": (
+            family.plane and config.conv_align == "hold"
+        ),
         "mode threshold needs sequences that can be padded": config.schedule.mode == "threshold",
         "without convolution alignment the tokens close up to a smaller grid that has no gaps: "
-        "use align none": config.conv_align == "none" and config.align not in ("none", "hold"),
+        "use align none": (
+            family.plane and config.conv_align == "none" and config.align not in ("none", "hold")
+        ),
     }
     for reason, holds in reasons.items():
         if holds:
@@ -116,19 +145,35 @@ def _check_settings(family: Family, config: PruneConfig) -> None:
 class _Run:
     """Tokens that are left while one batch goes through the blocks."""
 
-    def __init__(self, pruning: TokenPruning, stream: Stream, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, pruning: TokenPruning, parts: Parts, cls: Int[Tensor, "b"] | None, grid: Grid
+    ) -> None:
         self._pruning, self._config = pruning, pruning.config
-        self.stream, self.grid = stream, grid
-        first = stream.parts[0]
-        self._length = stream.tokens
         self._generator = torch.Generator().manual_seed(self._config.seed)
-        self._positions = torch.arange(self._length, device=first.device).expand(len(first), -1)
-        self._holes: Holes | None = None
-        self._recorded: tuple[Tensor, Tensor] | None = None
-        self.canvas: Tensor | None = None  # features of all positions, when somebody wants them
-        self._kept = [self._positions]
+        self._kept: list[Tensor] = []
+        self._grids: list[Grid] = []
         self._scores: list[Tensor] = []
         self._gaps: list[Tensor] = []
+        self._recorded: tuple[Tensor, Tensor] | None = None
+        self._canvas: Tensor | None = None  # features of all positions, when somebody wants them
+        self.stream = self.enter(parts, grid, cls)
+        self.keep_all()
+
+    def enter(self, parts: Parts, grid: Grid, cls: Int[Tensor, "b"] | None = None) -> Stream:
+        """The stream of all tokens with which a stage begins."""
+        stream = Stream(parts=parts, cls=cls)
+        self.grid, self._length = grid, stream.tokens
+        everywhere = torch.arange(self._length, device=parts[0].device)
+        self._positions = everywhere.expand(len(parts[0]), -1)
+        self._holes: Holes | None = None
+        if self._pruning.family.leave is not None:
+            self._canvas = parts[0]
+        return stream
+
+    def keep_values(self) -> None:
+        """From now on notes what pruned tokens were worth, as stages do anyway."""
+        if self._canvas is None:
+            self._canvas = self.stream.parts[0].float()
 
     def goes(self, point: int, stream: Stream) -> bool:
         """Whether any token goes at this prune point; if none does the dense path is taken."""
@@ -137,24 +182,28 @@ class _Run:
             return schedule.keep[point] < 1
         return schedule.count(point, left) < left
 
-    def holes(self, number: int) -> Holes | None:
+    def holes(self, number: int, inner: int) -> Holes | None:
         """What the mixer of block `number` has to know; None while nothing is missing."""
         if self._holes is None or self._pruning.gates is None:
             return self._holes
-        return replace(self._holes, gate=self._pruning.gates[number - 1].sigmoid())
+        return replace(self._holes, gate=self._pruning.gates[number - 1, :, :inner].sigmoid())
 
-    def paint(self, stream: Stream) -> None:
-        """Writes what the stream holds to the places of its tokens."""
-        assert self.canvas is not None
-        whole = torch.cat([self.canvas, self.canvas[:, : self._positions.shape[1]]], dim=1)
-        place = self._positions[..., None].expand(-1, -1, whole.shape[2])
+    def painted(self, stream: Stream) -> Tensor:
+        """All positions: what the stream holds, and the last value of what is gone."""
+        assert self._canvas is not None
         first, *rest = stream.parts
-        painted = whole.scatter(1, place, sum(rest, first.float()))
-        self.canvas = painted[:, : self._length]  # padding lies behind
+        now = sum(rest, first.to(self._canvas.dtype))
+        if self._holes is None:
+            return now
+        whole = torch.cat([self._canvas, self._canvas[:, : self._positions.shape[1]]], dim=1)
+        place = self._positions[..., None].expand(-1, -1, whole.shape[2])
+        return whole.scatter(1, place, now)[:, : self._length]  # padding lies behind
 
     def keep_all(self) -> None:
-        """Notes a prune point at which nothing goes."""
-        self._kept.append(self._kept[-1])
+        """Notes where all tokens are, at the start and where none goes."""
+        if self._pruning.trace:
+            self._kept.append(self._shown(self._positions))
+            self._grids.append(self.grid)
 
     def prune(self, point: int, stream: Stream, mixed: Mixed | None) -> Stream:
         """The stream that is left after prune point `point`."""
@@ -163,8 +212,11 @@ class _Run:
             score = stream.parts[0].new_zeros(stream.parts[0].shape[:2])
         else:
             score = score_tokens(config.score, mixed, stream.cls, self._generator)
-        if self.canvas is not None:
-            self.paint(stream)
+        if self._pruning.family.windowed:
+            outside = windows.beyond(self._positions, self._length, self.grid)
+            score = score.masked_fill(outside, torch.finfo(score.dtype).min)
+        if self._canvas is not None:
+            self._canvas = self.painted(stream)
         reduced = self._reduce(point, stream, score)
         if config.align == "recorded" and mixed is not None:
             deltas = mixed.scanned[0].delta, mixed.scanned[1].delta
@@ -185,7 +237,7 @@ class _Run:
     def _new_holes(self, left: Stream) -> Holes:
         config = self._config
         positions, grid = self._positions, self.grid
-        if not self._pruning.family.has_cls and config.conv_align == "none":
+        if self._pruning.family.plane and config.conv_align == "none":
             # What is left closes up, row by row, to the nearest rectangle (2409.18962, figure 1).
             size = positions.shape[1]
             wide = math.ceil(math.sqrt(size * grid[1] / grid[0]))
@@ -214,24 +266,34 @@ class _Run:
         positions = self._positions
         if left.valid is not None:
             positions = positions.masked_fill(~left.valid, -1)
-        self._kept.append(positions)
+        self._kept.append(self._shown(positions))
+        self._grids.append(self.grid)
         self._scores.append(score)
         self._gaps.append(self._holes.gaps[0])
 
+    def _shown(self, positions: Tensor) -> Tensor:
+        """Positions in the image, of those in windows."""
+        if not self._pruning.family.windowed:
+            return positions
+        return windows.in_image(positions, self._length, self.grid)
+
     def info(self) -> TokenInfo:
         """The trace of the whole pass."""
+        return TokenInfo(
+            grids=tuple(self._grids),
+            kept=tuple(self._kept),
+            scores=tuple(self._scores),
+            gaps=tuple(self._gaps),
+            fate=self._fate() if self._pruning.family.leave is None else None,
+        )
+
+    def _fate(self) -> Int[Tensor, "b n"]:
         fate = torch.zeros_like(self._kept[0])
         for positions in self._kept:
             there = torch.zeros(len(fate), self._length + 1, dtype=torch.bool, device=fate.device)
             there.scatter_(1, positions % (self._length + 1), True)  # -1, padding, is the last
             fate = fate + there[:, : self._length].long()
-        return TokenInfo(
-            grid=self.grid,
-            kept=tuple(self._kept),
-            scores=tuple(self._scores),
-            gaps=tuple(self._gaps),
-            fate=fate,
-        )
+        return fate
 
 
 def apply_patch(
@@ -250,10 +312,10 @@ def apply_patch(
     """Makes `model` prune tokens from its next forward pass on; what runs it is returned.
 
     Either a whole `config`, or keep_ratio and layers (default: three, evenly spread) with the other
-    settings. Any module with the sub-modules of Vim or PlainMamba will do, a foreign one too.
+    settings. Any module with the sub-modules of one of our models will do, a foreign one too.
     Parameters, their names and the class stay; a patched model is patched anew. trace: leave a
-    `TokenInfo` in `model._token_info` after every pass. Raises ConfigError when the model is
-    neither, or has fewer blocks than the schedule.
+    `TokenInfo` in `model._token_info` after every pass. Raises ConfigError when the model is none
+    of them, or has fewer blocks than the schedule.
     """
     family_of(model)
     if config is None:
@@ -272,7 +334,7 @@ def apply_patch(
 def _config(
     model: Any, keep_ratio: float, layers: Sequence[int] | None, name: Preset | None
 ) -> PruneConfig:
-    places = tuple(layers) if layers is not None else even_layers(len(model.layers))
+    places = tuple(layers) if layers is not None else prune_points(model)
     schedule = PruneSchedule(layers=places, keep=(keep_ratio,) * len(places))
     return PruneConfig(schedule=schedule) if name is None else preset_config(name, schedule)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .config import PruneConfig
 from .flops import flops
+from .models import family_of
 from .patch import apply_patch, pruned, pruning_of
 
 _SIDE, _MARGIN, _GAP = 300, 32, 20  # pixels
@@ -42,7 +43,7 @@ class Shown:
     dense: Verdict
     pruned: Verdict
     kept: tuple[int, ...]  # patches left after each prune point
-    patches: int
+    patches: int  # that there were before the last prune point's stage
     flops_share: float
 
 
@@ -64,14 +65,17 @@ def show_kept(checkpoint: Checkpoint, picture: Image.Image, name: str) -> Shown:
         sparse = _verdict(model(tensor), classes)
     info = traced.info
     assert info is not None
-    patches = info.grid[0] * info.grid[1]
-    masks = [_grid(kept[0], patches, info.grid) for kept in info.kept]
+    cls = family_of(model).has_cls
+    masks = [_grid(kept[0], grid, cls) for kept, grid in zip(info.kept, info.grids, strict=True)]
     counts = tuple(int(mask.sum()) for mask in masks[1:])
+    patches = [mask.numel() for mask in masks]
     cost = flops(model, pruning.config.schedule).total / flops(model).total
     panels = [_enlarged(seen)] + [_dimmed(seen, mask) for mask in masks[1:]]
-    captions = [("What the model sees", f"{patches} patches")] + [
-        (f"After block {layer}", f"{count} of {patches} patches stay")
-        for layer, count in zip(pruning.config.schedule.layers, counts, strict=True)
+    captions = [("What the model sees", f"{patches[0]} patches")] + [
+        (f"After block {layer}", f"{count} of {all_} patches stay")
+        for layer, count, all_ in zip(
+            pruning.config.schedule.layers, counts, patches[1:], strict=True
+        )
     ]
     footer = [
         f"{name}: all patches say {dense}; with {counts[-1]} left it says {sparse}, "
@@ -83,7 +87,7 @@ def show_kept(checkpoint: Checkpoint, picture: Image.Image, name: str) -> Shown:
         dense=dense,
         pruned=sparse,
         kept=counts,
-        patches=patches,
+        patches=patches[-1],
         flops_share=cost,
     )
 
@@ -104,12 +108,16 @@ def _verdict(logits: Float[Tensor, "1 c"], classes: Sequence[str]) -> Verdict:
     return Verdict(name=name, share=float(share))
 
 
-def _grid(kept: Tensor, patches: int, grid: tuple[int, int]) -> Bool[Tensor, "h w"]:
+def _grid(kept: Tensor, grid: tuple[int, int], cls: bool) -> Bool[Tensor, "h w"]:
     """Which patches are among the kept tokens, the class token left out."""
-    middle = patches // 2
+    patches = grid[0] * grid[1]
     mask = torch.zeros(patches, dtype=torch.bool)
-    index = kept[(kept >= 0) & (kept != middle)]
-    mask[index - (index > middle).long()] = True
+    index = kept[kept >= 0]
+    if cls:
+        middle = patches // 2
+        index = index[index != middle]
+        index = index - (index > middle).long()
+    mask[index] = True
     return mask.reshape(grid)
 
 

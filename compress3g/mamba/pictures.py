@@ -26,10 +26,10 @@ class Preprocess:
     std: tuple[float, ...] = (0.5,)
 
     @classmethod
-    def imagenet(cls, size: tuple[int, int]) -> Preprocess:
-        """Shorter side to 8/7 of the crop's, as 256 for 224 pixels."""
+    def imagenet(cls, size: tuple[int, int], crop: float = 0.875) -> Preprocess:
+        """`crop` of the shorter side, as 224 of 256 pixels."""
         mean, std = _IMAGENET
-        return cls(size=size, resize=round(min(size) * 8 / 7), mean=mean, std=std)
+        return cls(size=size, resize=int(min(size) / crop), mean=mean, std=std)
 
     @property
     def channels(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,13 +80,25 @@ class PruneSchedule:
         return min(left, max(self.min_tokens, wanted))
 
     def tokens(self, patches: int, depth: int) -> tuple[int, ...]:
-        """Patch tokens that enter each block."""
-        self.check(depth)
-        entering, left = [], patches
-        for block in range(1, depth + 1):
-            entering.append(left)
-            if block in self.layers:
-                left = self.count(self.layers.index(block), left)
+        """Patch tokens that enter each block of a plain model."""
+        return self.entering([(patches, depth)])
+
+    def entering(self, stages: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """Patch tokens that enter each block, of stages given as (patches, blocks).
+
+        Every stage begins with all of its patches: what was pruned comes back between stages.
+
+        >>> PruneSchedule(layers=(1, 3), keep=(0.5, 0.5)).entering([(16, 2), (4, 2)])
+        (16, 8, 4, 2)
+        """
+        self.check(sum(depth for _, depth in stages))
+        entering: list[int] = []
+        for patches, depth in stages:
+            left = patches
+            for _ in range(depth):
+                entering.append(left)
+                if len(entering) in self.layers:
+                    left = self.count(self.layers.index(len(entering)), left)
         return tuple(entering)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from torch import nn
 
@@ -17,8 +17,9 @@ from .config import PruneConfig
 from .data import Pictures
 from .flops import flops
 from .holes import Align, ConvAlign
+from .models.family import blocks_of, prune_points
 from .patch import pruned
-from .schedule import PruneSchedule, even_layers
+from .schedule import PruneSchedule
 from .scores import Score
 from .train import accuracy
 
@@ -57,8 +58,8 @@ def grid(
         for name in given:
             if name not in get_args(kind):
                 raise ConfigError(f"no {name!r} among {', '.join(get_args(kind))}")
-    depth = len(cast(Any, model).layers)
-    places = tuple(layers) if layers is not None else even_layers(depth)
+    depth = len(blocks_of(model))
+    places = tuple(layers) if layers is not None else prune_points(model)
     made: list[PruneConfig | None] = []
     for keep in keeps:
         schedule = PruneSchedule(layers=places, keep=(keep,) * len(places))

@@ -82,11 +82,15 @@ class Trained:
     cpu_seconds: float
 
 
+# A, and biases of four directions in one matrix.
+_NEVER_DECAYED = ("_log", "A_logs", "dt_projs_bias")
+
+
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, p in model.named_parameters():
-        plain = p.ndim < 2 or name in ("cls_token", "pos_embed") or name.endswith("_log")
+        plain = p.ndim < 2 or name in ("cls_token", "pos_embed") or name.endswith(_NEVER_DECAYED)
         (free if plain else decayed).append(p)
     pruning = pruning_of(model)
     if pruning is not None and pruning.gates is not None:

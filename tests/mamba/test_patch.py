@@ -274,7 +274,7 @@ def test_the_trace_tells_the_fate_of_every_token(vim, images):
     apply_patch(vim, keep_ratio=0.5, layers=(1, 3), trace=True)
     vim(images)
     info = vim._token_info
-    assert info.grid == (5, 7)
+    assert info.grids[0] == (5, 7)
     for row in range(3):
         for index in range(36):
             present = [index in kept[row].tolist() for kept in info.kept]

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...core.tokens import gather_tokens, scatter_tokens
+from ...core.tokens import gather_tokens
 from ...errors import ConfigError
 from ...kernels.selective_scan import selective_scan
 from ..holes import Holes
 from .bimamba import Mixed, drop_path
+from .grid import convolve_on_grid
 from .serpentine import serpentine
+from .stages import Stage, spread
 
 _STEM = 64
 
@@ -75,11 +77,22 @@ class PlainMambaConfig:
         """Tokens that are no patches."""
         return 0
 
-    def token_cost(self, convention: str) -> int:
-        """Multiply-adds of one token in one block; the papers count all four scans."""
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All blocks are one."""
+        return (Stage(depth=self.depth, patches=self.patches, inner=self.inner),)
+
+    @property
+    def prune_points(self) -> tuple[int, ...]:
+        """Blocks after which tokens go when nobody says."""
+        return spread((self.depth,))
+
+    def block_cost(self, stage: int, block: int, tokens: int, convention: str) -> int:
+        """Multiply-adds of a block for that many tokens; the papers count all four scans."""
         d, e, n, r = self.width, self.inner, self.state, self.rank
         each = 3 * d * e + 49 * e + e * (r + 2 * n) + r * e
-        return each + 4 * 9 * e * n if convention == "paper" else each + 4 * (4 * e * n + e) + e
+        scans = 4 * 9 * e * n if convention == "paper" else 4 * (4 * e * n + e) + e
+        return tokens * (each + scans)
 
     def fixed_cost(self) -> int:
         """Multiply-adds of the stem and the head."""
@@ -195,20 +208,8 @@ def step_plain(
     out, mixed = mix_plain(layer.mamba, layer.norm(x), grid, holes, inside=inside)
     x = x + drop_path(out, layer.drop_rate, layer.training)
     if hasattr(layer, "dw"):
-        x = _on_grid(layer.dw, x, grid, holes)
+        x = convolve_on_grid(layer.dw, x, grid, holes)
     return x, mixed
-
-
-def _on_grid(conv: nn.Module, x: Tensor, grid: tuple[int, int], holes: Holes | None) -> Tensor:
-    """A convolution over the grid, zeros where tokens are gone."""
-    if holes is None:
-        out: Tensor = conv(x.transpose(1, 2).unflatten(2, grid))
-        return out.flatten(2).transpose(1, 2)
-    high, wide = holes.grid
-    whole = scatter_tokens(x, holes.positions, high * wide)
-    out = conv(whole.transpose(1, 2).unflatten(2, (high, wide)))
-    out = out.flatten(2).transpose(1, 2)
-    return gather_tokens(out, holes.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ def mix_plain(
     """out_proj of the four scans' sum times silu(z); the direction of a step is added to its B."""
     m = mixer
     x, z = m.in_proj(x).chunk(2, dim=-1)
-    u = F.silu(_on_grid(m.conv2d, x, grid, holes))
+    u = F.silu(convolve_on_grid(m.conv2d, x, grid, holes))
     rank, state = m.dt_proj.in_features, m.A_log.shape[1]
     r, b, c = m.x_proj(u).split([rank, state, state], dim=-1)
     raw = F.linear(r, m.dt_proj.weight)
@@ -263,7 +264,7 @@ def mix_plain(
         steps, drive, read = parts
         settings: dict[str, Any] = {"delta_bias": bias, "delta_softplus": True}
         if holes is not None and holes.decays:
-            settings |= _decay(holes, number, way, steps, bias)
+            settings |= holes.decay_by(way.gap, number, steps, bias)
         y = selective_scan(
             gather_tokens(u, way.order), steps, a, drive + m.direction_Bs[way.ids], read, m.D,
             **settings,
@@ -278,15 +279,6 @@ def mix_plain(
         return out, None
     delta = F.softplus((raw + bias).float())
     return out, Mixed(y=total, gated=gated, delta=delta)
-
-
-def _decay(holes: Holes, number: int, way: _Way, raw: Tensor, bias: Tensor) -> dict[str, Any]:
-    """Arguments of the scan about holes."""
-    if holes.align == "learned":
-        assert holes.gate is not None
-        delta = F.softplus((raw + bias).float())
-        return {"gap": way.gap[..., None] * delta * holes.gate[number]}
-    return {"gap": way.gap, "gap_mode": holes.align}
 
 
 def classify_plain(model: Any, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b classes"]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from .bimamba import classify, embed, step
+from .stages import Stage, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,23 @@ class VimConfig:
         """Tokens that are no patches."""
         return 1
 
-    def token_cost(self, convention: str) -> int:
-        """Multiply-adds of one token in one block; the papers count one direction."""
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All blocks are one."""
+        return (Stage(depth=self.depth, patches=self.patches, inner=self.inner),)
+
+    @property
+    def prune_points(self) -> tuple[int, ...]:
+        """Blocks after which tokens go when nobody says."""
+        return spread((self.depth,))
+
+    def block_cost(self, stage: int, block: int, tokens: int, convention: str) -> int:
+        """Multiply-adds of a block for that many tokens; the papers count one direction."""
         d, e, n, r = self.width, self.inner, self.state, self.rank
         way = 4 * e + e * (r + 2 * n) + r * e
         if convention == "paper":
-            return 3 * d * e + way + 9 * e * n + 2 * e
-        return 3 * d * e + 2 * (way + 4 * e * n + e) + e
+            return tokens * (3 * d * e + way + 9 * e * n + 2 * e)
+        return tokens * (3 * d * e + 2 * (way + 4 * e * n + e) + e)
 
     def fixed_cost(self) -> int:
         """Multiply-adds of the patch embedding and the head."""
