@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -217,7 +217,9 @@ class Light:
 
     def save_state(self, folder: Path) -> None:
         """Stage, gates, sums and plan, for a checkpoint: light_state.safetensors."""
-        about: dict[str, Any] = {"stage": self.stage, "config": asdict(self.config)}
+        # A command's own configuration says more than what is cut.
+        config = {f.name: getattr(self.config, f.name) for f in fields(LightPeftConfig)}
+        about: dict[str, Any] = {"stage": self.stage, "config": config}
         tensors: dict[str, Tensor] = self.away
         if self.stage == "estimation":
             tensors, about["estimator"] = self.estimator.state()

@@ -59,7 +59,7 @@ class LightPeftCallback(TrainerCallback):
         if self._cut and dist.is_available() and dist.is_initialized() and _wrapped(args):
             raise ConfigError(
                 f"{args.world_size} processes wrap their parameters, which cannot be cut in the "
-                "run: estimate with cut=False, cut the checkpoint in one process, and go on"
+                "run: `compress3g peft estimate`, then `cut` in one process, then `finish`"
             )
         if int(getattr(args, "n_gpu", 1)) > 1:
             raise ConfigError(
@@ -93,7 +93,7 @@ class LightPeftCallback(TrainerCallback):
         if not light.observe(
             rate,
             scale=scale,
-            batches=lambda: _batches(about.get("train_dataloader"), model, light.config),
+            batches=lambda: some_batches(about.get("train_dataloader"), model, light.config),
         ):
             for p in model.parameters():
                 p.grad = None  # an optimiser skips what has no gradient
@@ -107,7 +107,9 @@ class LightPeftCallback(TrainerCallback):
         if light.due and not self._cut:
             control.should_training_stop = control.should_save = True
         elif light.due:
-            report = light.cut(about["optimizer"], lambda: _batches(loader, model, light.config))
+            report = light.cut(
+                about["optimizer"], lambda: some_batches(loader, model, light.config)
+            )
             _log.info(report.line)
         before, after = self._times
         if before and len(after) >= 3:
@@ -118,6 +120,12 @@ class LightPeftCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and state.is_world_process_zero:
             self._running().save_state(folder)
+
+    @property
+    def step_ms(self) -> tuple[float | None, float | None]:
+        """Median milliseconds of the steps before and after the cut, None before any."""
+        before, after = (statistics.median(t) if t else None for t in self._times)
+        return before, after
 
     def _running(self) -> Light:
         if self.light is None:
@@ -145,8 +153,8 @@ def _light_of(model: Any, config: LightPeftConfig) -> Light:
     return found
 
 
-def _batches(loader: Any, model: Any, config: LightPeftConfig) -> Sequence[Batch]:
-    """A few of the training samples, without disturbing the loader's order."""
+def some_batches(loader: Any, model: Any, config: LightPeftConfig) -> Sequence[Batch]:
+    """`config.samples` of the training samples, without disturbing the loader's order."""
     dataset = getattr(loader, "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
         return []

@@ -244,3 +244,16 @@ def test_two_processes_make_the_same_plan(tmp_path):
         process.join()
     assert digests[0] == digests[1]
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_a_difference_on_a_wrong_base_names_the_tensor(cut, tmp_path):
+    import transformers
+
+    _, root = cut
+    config = transformers.BertConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"word_embeddings\.weight of this shape"):
+        from_pretrained(root / "delta", tmp_path / "other")
