@@ -97,7 +97,7 @@ def estimate(
     refuse_existing(output)
     made = prepare(model, data, config, test)
     tuned = adapted(made, config)
-    callback = LightPeftCallback(config, cut=False)
+    callback = LightPeftCallback(config, cut=False, loss=made.task.loss)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(tuned, made, config, Path(folder), device, [callback])
         fit(trainer, callback)
@@ -137,6 +137,8 @@ def cut(stage: Path, output: Path, *, device: str = "cpu") -> Report:
         trainer = trainer_of(model, made, config, Path(folder), device)
         optimizer = trainer.create_optimizer()
     _load_moments(optimizer, checkpoint)
+    if made.task.loss is not None:
+        light.loss = made.task.loss
     light.begin(config.steps)  # gates are open while the plan is made, as in one run
     loader = trainer.get_train_dataloader()
     report: Report = light.cut(optimizer, lambda: some_batches(loader, model, config))

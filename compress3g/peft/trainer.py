@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from .config import LightPeftConfig
 from .cost import Batch
 from .light import STATE, Light, is_weak
+from .ranking import Loss
 
 _log = logging.getLogger(__name__)
 _RECENT = 100  # steps whose median is the step's time
@@ -29,11 +30,18 @@ class LightPeftCallback(TrainerCallback):
 
     To go on from a checkpoint, call `restore(model, folder)` before `train(resume_from_checkpoint)`
     (LightPeftTrainer does). cut=False stops the run when the estimation is over: the first of the
-    three stages for launches whose parameters are wrapped or sharded.
+    three stages for launches whose parameters are wrapped or sharded. loss: of model and batch, for
+    the criteria that look at it at the cut; by default the model's own.
     """
 
-    def __init__(self, config: LightPeftConfig | None = None, *, cut: bool = True) -> None:
-        self._config, self._cut = config or LightPeftConfig(), cut
+    def __init__(
+        self,
+        config: LightPeftConfig | None = None,
+        *,
+        cut: bool = True,
+        loss: Loss | None = None,
+    ) -> None:
+        self._config, self._cut, self._loss = config or LightPeftConfig(), cut, loss
         self.light: Light | None = None
         self._times: tuple[deque[float], deque[float]] = (
             deque(maxlen=_RECENT),
@@ -68,6 +76,8 @@ class LightPeftCallback(TrainerCallback):
             )
         if getattr(args, "torch_compile", False):
             _log.warning("torch.compile sees the gates and compiles anew after the cut")
+        if self._loss is not None:
+            self.light.loss = self._loss
         self.light.begin(state.max_steps)
         rate = args.learning_rate * self.light.config.mask_lr_mult
         by_gates = self.light.config.criterion == "l1_mask" and self.light.stage == "estimation"

@@ -167,7 +167,7 @@ def tune(
     """Trains, cuts on the way, and says the task's figure for the samples held out."""
     made = prepare(model, data, config, test)
     tuned = adapted(made, config)
-    callback = LightPeftCallback(config)
+    callback = LightPeftCallback(config, loss=made.task.loss)
     with tempfile.TemporaryDirectory() as folder:
         fit(trainer_of(tuned, made, config, Path(folder), device, [callback]), callback)
     assert callback.light is not None
