@@ -50,6 +50,9 @@ class LightPeftConfig:
         "merge", "Gates at the cut: multiplied into the weights that read, or back to one."
     )
     merge_dropped: bool = option(True, "What adapters lose is merged into the base, not discarded.")
+    rate_after_cut: float = option(
+        2.0, "Learning rate after the cut over the schedule's: half of the ranks move a layer half."
+    )
     shrink_steps: int = option(0, "Last steps of the estimation, in which what goes fades to zero.")
     multiple_of: int | Literal["auto"] = option(
         "auto", "Kept neurons of a layer are a multiple; auto: 16, on CUDA 64."
@@ -72,6 +75,8 @@ class LightPeftConfig:
         for name, least in (("l1", 0), ("mask_lr_mult", 0), ("shrink_steps", 0)):
             if not getattr(self, name) >= least:  # also true for NaN
                 raise ConfigError(f"{_flag(name)} {getattr(self, name)} is less than {least}")
+        if not 0 < self.rate_after_cut < float("inf"):
+            raise ConfigError(f"--rate-after-cut {self.rate_after_cut} is no positive number")
         counts = ("estimation_steps", "multiple_of", "min_units_per_site", "samples", "learn_steps")
         for name in counts:
             value = getattr(self, name)
@@ -90,7 +95,7 @@ class LightPeftConfig:
         """As the released SST-2 script: gates alone decide, three quarters of the adapters go."""
         released = {
             "criterion": "l1_mask", "module_ratio": 0.75, "rank_score": "paper", "fold": "reset",
-            "merge_dropped": False,
+            "merge_dropped": False, "rate_after_cut": 1.0,
         }  # fmt: skip
         return cls(**{**released, **changes})
 

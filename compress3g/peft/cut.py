@@ -173,6 +173,22 @@ def _renew(p: Tensor) -> None:
     p.data = data
 
 
+def scale_rates(optimizer: Any, factor: float) -> None:
+    """Multiplies the learning rates of all groups, those that a schedule starts from too."""
+    for group in _inner(optimizer).param_groups:
+        for name in ("lr", "initial_lr"):
+            if name in group:
+                group[name] = group[name] * factor
+
+
+def scale_schedule(schedule: Any, factor: float) -> None:
+    """The same for the rates that a schedule keeps for itself, where it does."""
+    inner = getattr(schedule, "scheduler", schedule)  # where something is wrapped around it
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(inner, name):
+            setattr(inner, name, [rate * factor for rate in getattr(inner, name)])
+
+
 def _slice_state(
     state: dict[Tensor, Any], p: Tensor, shape: torch.Size, cuts: Sequence[tuple[int, Tensor]]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,73 +18,16 @@ from ..errors import ConfigError, require
 from ..transformer import units_of as sites_of
 from .config import AUTO, ESTIMATED, LightPeftConfig, parse_budget
 from .cost import Batch, cost_of
-from .cut import apply_plan, check_cuttable, removed_parts
+from .cut import apply_plan, check_cuttable, removed_parts, scale_rates
 from .estimate import Estimator, Scores
 from .plan import Plan, make_plan
 from .ranking import Loss, losses_of, own_loss, ranking_of
+from .report import Report
 from .units import adapter_of, base_of, candidates, lora_layers, of_base
 
 Stage: TypeAlias = Literal["whole", "estimation", "cut"]
 STATE = "light_state.safetensors"
 _WEAK = 0.03  # steps times learning rate below which gates have not moved apart (2406.03792's own)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the cut did.
-
-    kept: units left of every site, and of how many; held: sites that were not up for choice;
-    params: of the base model before and after; sites: of heads and neurons alone; trained: of the
-    adapter; correlations: Spearman's, of other scores of units with the gates; criterion: by which
-    heads and neurons went; losses: of what "auto" chose from; skipped: steps whose gradients were
-    not finite; step_ms: median training step before and after, once measured.
-    """
-
-    steps: int
-    skipped: int
-    kept: dict[str, tuple[int, int]]
-    held: tuple[str, ...]
-    params: tuple[int, int]
-    sites: tuple[int, int]
-    trained: tuple[int, int]
-    adapters: tuple[int, int]
-    ranks: tuple[int, int]
-    correlations: dict[str, float]
-    criterion: str
-    losses: dict[str, float]
-    budget: str | None = None
-    cost: float | None = None
-    step_ms: tuple[float, float] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
-
-    @property
-    def line(self) -> str:
-        """What went, in one line."""
-        return (
-            f"cut after {self.steps} steps: heads and neurons {_change(self.sites)}, "
-            f"adapter {_change(self.trained)}"
-        )
-
-    def __str__(self) -> str:
-        rows = [
-            ("cut", f"after {self.steps} steps"),
-            ("base", _change(self.params)),
-            ("sites", _change(self.sites)),
-            ("adapter", _change(self.trained)),
-            ("layers with it", _change(self.adapters)),
-            ("ranks", _change(self.ranks)),
-        ]
-        if self.step_ms is not None:
-            before, after = self.step_ms
-            rows.append(("step", f"{before:.1f} -> {after:.1f} ms ({before / after:.2f} x)"))
-        return "\n".join(f"{name:16}{value}" for name, value in rows)
-
-
-def _change(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:,} -> {pair[1]:,} ({pair[1] / max(1, pair[0]):.1%})"
 
 
 class Light:
@@ -193,7 +136,11 @@ class Light:
         )
 
     def cut(self, optimizer: Any = None, batches: Callable[[], Sequence[Batch]] = list) -> Report:
-        """Close the gates, decide, and cut model, adapter and optimiser in place."""
+        """Close the gates, decide, and cut model, adapter and optimiser in place.
+
+        The optimiser's rates are multiplied by `rate_after_cut`; those that a schedule keeps are
+        the caller's to multiply (`cut.scale_schedule`).
+        """
         scores = self.estimator.scores()
         if self.plan is None:
             plan = self.decide(batches)
@@ -203,6 +150,8 @@ class Light:
         before = self._sizes()
         self.away = removed_parts(self._model, plan) if plan.merge_dropped else {}
         apply_plan(self._model, plan, optimizer, away=self.away)
+        if optimizer is not None:
+            scale_rates(optimizer, self.config.rate_after_cut)
         self.plan, self.stage = plan, "cut"
         self.report = self._reported(plan, scores, before)
         self._estimator = None
@@ -284,7 +233,7 @@ class Light:
             assert self.plan is not None
             self.away = tensors
             apply_plan(self._model, self.plan, away=tensors)
-            self.stage, self.report = "cut", _read_report(about["report"])
+            self.stage, self.report = "cut", Report.from_json(about["report"])
         elif about["stage"] == "estimation":
             self.steps = int(about["steps"])
             self.criterion, self.losses = about["criterion"], about["losses"]
@@ -297,12 +246,6 @@ class Light:
                 self._estimator.fade(self.plan.indices(), left)
                 for _ in range(self._estimator.done - (self.steps - left)):
                     self._estimator.shrink()
-
-
-def _read_report(value: dict[str, Any]) -> Report:
-    """JSON has no tuples."""
-    fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return Report(**{**fixed, "kept": {n: tuple(pair) for n, pair in value["kept"].items()}})
 
 
 def _times(scores: Scores, learnt: Gates) -> Scores:

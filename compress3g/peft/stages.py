@@ -20,8 +20,9 @@ from ..engine.folder import atomic_folder, refuse_existing
 from ..errors import ConfigError, FormatError
 from ..transformer import from_pretrained as load_whole
 from .folder import ADAPTER, Form, attach, write, write_delta
-from .light import STATE, Report
+from .light import STATE
 from .plan import Plan
+from .report import Report
 from .tasks import score
 from .trainer import LightPeftCallback, some_batches
 from .tune import Prepared, TuneConfig, adapted, fit, prepare, trainer_of
@@ -147,8 +148,12 @@ def cut(stage: Path, output: Path, *, device: str = "cpu") -> Report:
         left = temporary / CHECKPOINT
         left.mkdir()
         for file in checkpoint.iterdir():
-            if file.name in ("trainer_state.json", "scheduler.pt") or file.name[:4] == "rng_":
+            if file.name == "trainer_state.json" or file.name[:4] == "rng_":
                 shutil.copyfile(file, left / file.name)
+        schedule = torch.load(checkpoint / "scheduler.pt", weights_only=True)
+        for key in ("base_lrs", "_last_lr"):
+            schedule[key] = [rate * config.rate_after_cut for rate in schedule[key]]
+        torch.save(schedule, left / "scheduler.pt")
         torch.save(optimizer.state_dict(), left / "optimizer.pt")
         model.save_pretrained(str(left), save_embedding_layers=False)
         light.save_state(left)

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from ..errors import ConfigError
 from .config import LightPeftConfig
 from .cost import Batch
+from .cut import scale_schedule
 from .light import STATE, Light, is_weak
 from .ranking import Loss
 
@@ -120,6 +121,7 @@ class LightPeftCallback(TrainerCallback):
             report = light.cut(
                 about["optimizer"], lambda: some_batches(loader, model, light.config)
             )
+            scale_schedule(about.get("lr_scheduler"), light.config.rate_after_cut)
             _log.info(report.line)
         before, after = self._times
         if before and len(after) >= 3:
