@@ -434,15 +434,13 @@ def test_models_that_cannot_be_cut_in_place_are_refused():
         get_light_peft_model(model, peft.LoraConfig())
 
 
-def test_several_adapters_and_dora_are_refused():
+def test_several_adapters_are_refused():
     import peft
 
     model = classifier()
     model.add_adapter("second", peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
     with pytest.raises(ConfigError, match="exactly one"):
         Light(model, LightPeftConfig())
-    with pytest.raises(ConfigError, match="DoRA"):
-        classifier(use_dora=True)
 
 
 def test_a_site_without_gradient_is_named():
