@@ -19,6 +19,7 @@ from ..transformer import units_of as sites_of
 from .config import AUTO, ESTIMATED, LightPeftConfig, parse_budget
 from .cost import Batch, cost_of
 from .cut import apply_plan, check_cuttable, removed_parts, scale_rates
+from .dropout import lighten_dropout
 from .estimate import Estimator, Scores
 from .plan import Plan, make_plan
 from .ranking import Loss, losses_of, own_loss, ranking_of
@@ -60,7 +61,9 @@ class Light:
         Raises ConfigError when nothing of the run would be left after the cut.
         """
         if self.stage == "cut":
+            lighten_dropout(self._model)
             return
+        lighten_dropout(self._model)
         if self._estimator is None:  # not restored
             self.steps = steps_of(self.config, total)
             self._estimator = Estimator(self._model, self.units, self.config, steps=self.steps)

@@ -19,6 +19,7 @@ from ..engine.checkpoint import load_tensors, read_json, write_json
 from ..engine.folder import atomic_folder, refuse_existing
 from ..errors import ConfigError, FormatError
 from ..transformer import from_pretrained as load_whole
+from .dropout import lighten_dropout
 from .folder import ADAPTER, Form, attach, write, write_delta
 from .light import STATE
 from .plan import Plan
@@ -183,6 +184,7 @@ def finish(
     made, config = about.prepared()
     base = load_whole(stage / SMALL)
     model = attach(base, stage / SMALL / ADAPTER, train=True)
+    lighten_dropout(model)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(model, made, config, Path(folder), device, [clock])
