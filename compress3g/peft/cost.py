@@ -1,4 +1,4 @@
-"""What training data say besides gradients: scores of one pass, and what a decision costs."""
+"""What a decision costs: parameters, operations, or milliseconds on training data."""
 
 from __future__ import annotations
 
@@ -7,49 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
-from ..core import Gates, Keep, Units, materialize, price
-from ..criteria import CRITERIA, gather, score
-from ..errors import BudgetError, ConfigError
+from ..core import Keep, Units, materialize, price
+from ..errors import BudgetError
 from ..profile import measure_latency
-from .config import LightPeftConfig
 from .units import base_of, of_base
 
 Batch: TypeAlias = dict[str, Any]
-
-
-def one_pass(
-    base: Any, units: Sequence[Units], config: LightPeftConfig, batches: Callable[..., Any]
-) -> Gates:
-    """Scores of heads and neurons by a criterion that looks at weights or activations alone."""
-    criterion, inner = CRITERIA[config.criterion], of_base(base, units)
-    looked = list(batches()) if criterion.needs != "nothing" else []
-    if criterion.needs != "nothing" and not looked:
-        raise ConfigError(
-            f"--criterion {config.criterion} needs training data to look at: give some"
-        )
-    was = base.training
-    base.eval()
-    try:
-        with torch.no_grad():
-            evidence = gather(
-                base,
-                inner,
-                [criterion],
-                looked,
-                run=lambda model, batch: model(**batch),
-                valid=_valid if all("attention_mask" in b for b in looked) else None,
-                generator=torch.Generator().manual_seed(config.seed),
-            )
-            return score(criterion, evidence)[0]
-    finally:
-        base.train(was)
-
-
-def _valid(batch: Batch) -> Tensor:
-    mask: Tensor = batch["attention_mask"]
-    return mask.bool()
 
 
 def cost_of(

@@ -58,6 +58,7 @@ def apply_plan(
     if adapted:
         _check_adapters(base, plan, adapter)
     keep, gates = plan.indices(), plan.multipliers()
+    scales = row_scales(base, adapter) if adapted else {}
     if plan.merge_dropped:
         if away is None and not adapted:
             raise ConfigError("the plan merges what the adapter lost into the base: give `away`")
@@ -72,16 +73,51 @@ def apply_plan(
             units += every
             left = {u.name: plan.ranks[u.name.removesuffix(".ranks")] for u in every}
             keep |= {name: torch.tensor(kept, dtype=torch.long) for name, kept in left.items()}
+    # Columns and ranks go from the rows whose norms DoRA divides by: what it divides and multiplies
+    # by together stays, so it stands in the magnitude's place while rows are cut.
+    for name in [n for n in scales if n in plan.ranks]:
+        magnitude_of(base, name, adapter).copy_(scales[name])
     _cut(base, units, keep, gates, optimizer)
+    for name in [n for n in scales if n in plan.ranks]:
+        magnitude_of(base, name, adapter).mul_(_row_norms(base.get_submodule(name), adapter))
     if adapted:
         _write_down(model, plan, adapter)
     return model
 
 
+def magnitude_of(base: nn.Module, name: str, adapter: str) -> Tensor:
+    """DoRA's magnitudes of a layer, one per row (2402.09353)."""
+    layer: Any = base.get_submodule(name)
+    weight: Tensor = layer.lora_magnitude_vector[adapter].weight
+    return weight
+
+
+@torch.no_grad()
+def row_scales(base: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """m / ||W + s B A|| of every row of every layer with DoRA; nothing for plain LoRA."""
+    return {
+        name: magnitude_of(base, name, adapter) / _row_norms(layer, adapter)
+        for name, layer in lora_layers(base, adapter).items()
+        if adapter in getattr(layer, "lora_magnitude_vector", {})
+    }
+
+
+def _row_norms(layer: Any, adapter: str) -> Tensor:
+    weight = layer.base_layer.weight
+    weight = weight.T if type(layer.base_layer).__name__ == "Conv1D" else weight
+    delta = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
+    norms: Tensor = torch.linalg.vector_norm(weight + layer.scaling[adapter] * delta, dim=1)
+    return norms
+
+
 @torch.no_grad()
 def removed_parts(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """The ranks that a plan takes from the adapter, "LAYER.A" and "LAYER.B", scaling included."""
+    """The ranks that a plan takes from the adapter, "LAYER.A" and "LAYER.B", scaling included.
+
+    "LAYER.scale": of the rows of layers that lose their DoRA adapter whole.
+    """
     base, adapter = base_of(model), adapter_of(model)
+    scales = row_scales(base, adapter)
     parts: dict[str, Tensor] = {}
     for name, layer in lora_layers(base, adapter).items():
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
@@ -90,17 +126,21 @@ def removed_parts(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         if gone:
             parts[f"{name}.A"] = down[gone].float().clone()
             parts[f"{name}.B"] = up[:, gone].float() * float(layer.scaling[adapter])
+            if name in scales and not stays:
+                parts[f"{name}.scale"] = scales[name].float().clone()
     return parts
 
 
 def _merge(base: nn.Module, parts: Mapping[str, Tensor]) -> None:
-    """W += B A in float32, for a model with or without adapters."""
+    """W += B A in float32, and rows times a scale, for a model with or without adapters."""
     for name in sorted({n.rpartition(".")[0] for n in parts}):
         layer: Any = base.get_submodule(name)
         weight = getattr(layer, "base_layer", layer).weight
         delta = (parts[f"{name}.B"] @ parts[f"{name}.A"]).to(weight.device)
-        delta = delta.T if type(getattr(layer, "base_layer", layer)).__name__ == "Conv1D" else delta
-        weight.copy_(weight + delta)
+        scale = parts.get(f"{name}.scale", torch.ones(len(delta))).to(weight.device)[:, None]
+        if type(getattr(layer, "base_layer", layer)).__name__ == "Conv1D":
+            delta, scale = delta.T, scale.T
+        weight.copy_((weight + delta) * scale)
 
 
 def _check_adapters(base: nn.Module, plan: Plan, adapter: str) -> None:
@@ -171,6 +211,22 @@ def _renew(p: Tensor) -> None:
     other = torch.float32 if data.dtype == torch.float64 else torch.float64
     p.data = torch.empty(0, dtype=other, device=data.device)
     p.data = data
+
+
+def scale_rates(optimizer: Any, factor: float) -> None:
+    """Multiplies the learning rates of all groups, those that a schedule starts from too."""
+    for group in _inner(optimizer).param_groups:
+        for name in ("lr", "initial_lr"):
+            if name in group:
+                group[name] = group[name] * factor
+
+
+def scale_schedule(schedule: Any, factor: float) -> None:
+    """The same for the rates that a schedule keeps for itself, where it does."""
+    inner = getattr(schedule, "scheduler", schedule)  # where something is wrapped around it
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(inner, name):
+            setattr(inner, name, [rate * factor for rate in getattr(inner, name)])
 
 
 def _slice_state(

@@ -1,4 +1,4 @@
-"""Texts to tune with: CSV, TSV or JSONL with text and label, or plain text for language models."""
+"""Files to tune with: texts and their classes, plain text, or queries and their passages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,89 +16,126 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """Rows of text, and the class of each; labels holds the classes' names, none for plain text."""
+class Rows:
+    """Samples as token ids; labels holds the names of the classes, where there are classes."""
 
-    rows: list[tuple[str, int]]
-    labels: tuple[str, ...]
+    items: list[dict[str, Any]]
+    labels: tuple[str, ...] = ()
 
-    def split(self, share: float, seed: int) -> tuple[Texts, Texts]:
-        """The same rows in two parts, the second of about `share` of them, at least one."""
-        order = random.Random(seed).sample(range(len(self.rows)), len(self.rows))
-        held = max(1, round(share * len(self.rows)))
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.items[i]
+
+    def split(self, share: float, seed: int) -> tuple[Rows, Rows]:
+        """The same samples in two parts, the second of about `share` of them, at least one."""
+        order = random.Random(seed).sample(range(len(self)), len(self))
+        held = max(1, round(share * len(self)))
         first, second = (sorted(part) for part in (order[held:], order[:held]))
-        return (
-            Texts([self.rows[i] for i in first], self.labels),
-            Texts([self.rows[i] for i in second], self.labels),
+        return tuple(  # type: ignore[return-value]
+            replace(self, items=[self.items[i] for i in part]) for part in (first, second)
         )
 
 
-def read_texts(file: Path, labels: Sequence[str] | None = None) -> Texts:
+def read_classes(
+    file: Path, tokenizer: Any, length: int, labels: Sequence[str] | None = None
+) -> Rows:
     """Rows of a .csv or .tsv file with columns text and label, or of .jsonl with these keys.
 
     labels: the classes that are known already. Raises ConfigError naming file and line.
     """
-    if not file.is_file():
-        raise ConfigError(f"{file} does not exist: give a .csv, .tsv or .jsonl file")
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file} is not UTF-8 text") from None
-    if file.suffix == ".jsonl":
-        pairs = [_json(file, i, line) for i, line in enumerate(content.splitlines(), 1) if line]
-    elif file.suffix in _DELIMITERS:
-        pairs = _table(file, content)
-    else:
-        raise ConfigError(f"{file}: give a .csv, .tsv or .jsonl file with text and label")
-    if len(pairs) < 2:
-        raise ConfigError(f"{file} holds {len(pairs)} rows: give more")
+    pairs = _table(file, ("text", "label"))
     names = tuple(labels) if labels is not None else tuple(sorted({label for _, label in pairs}))
     if len(names) < 2:
         raise ConfigError(f"{file} has one label only, {names[0]!r}: there is nothing to learn")
     for text, label in pairs:
         if label not in names:
             raise ConfigError(f"{file}: label {label!r} of {text[:40]!r} is none of {names}")
-    return Texts([(text, names.index(label)) for text, label in pairs], names)
+    ids = tokenizer([text for text, _ in pairs], truncation=True, max_length=length)["input_ids"]
+    items = [
+        {"input_ids": row, "labels": names.index(label)}
+        for row, (_, label) in zip(ids, pairs, strict=True)
+    ]
+    return Rows(items, names)
 
 
-def _json(file: Path, number: int, line: str) -> tuple[str, str]:
+def read_plain(
+    file: Path, tokenizer: Any, length: int, labels: Sequence[str] | None = None
+) -> Rows:
+    """Blocks of `length` tokens of a .txt file, or of the texts of a table or .jsonl in a row.
+
+    Rows of a table or .jsonl end with the tokenizer's end of text, if it has one; what is left
+    after the last whole block is not used. Raises ConfigError when there are fewer than two blocks.
+    """
+    if file.suffix == ".txt":
+        texts = _content(file).splitlines(keepends=True)
+    else:
+        end = getattr(tokenizer, "eos_token", None) or "\n"
+        texts = [text + end for (text,) in _table(file, ("text",))]
+    made = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    ids = [token for row in made for token in row]
+    blocks = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+    if len(blocks) < 2:
+        raise ConfigError(
+            f"{file} holds {len(ids):,} tokens: give at least two blocks of --length {length}"
+        )
+    return Rows([{"input_ids": block} for block in blocks])
+
+
+def read_pairs(
+    file: Path, tokenizer: Any, length: int, labels: Sequence[str] | None = None
+) -> Rows:
+    """Rows of a table or .jsonl with query and passage, the passage being the query's answer."""
+    pairs = _table(file, ("query", "passage"))
+    made = [
+        tokenizer(list(side), truncation=True, max_length=length)["input_ids"]
+        for side in zip(*pairs, strict=True)
+    ]
+    return Rows([{"query": q, "passage": p} for q, p in zip(*made, strict=True)])
+
+
+def _content(file: Path) -> str:
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: give a file of texts")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not UTF-8 text") from None
+
+
+def _table(file: Path, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The columns of every row of a .csv, .tsv or .jsonl file, at least two rows."""
+    wanted = " and ".join(columns)
+    if file.suffix not in (".jsonl", *_DELIMITERS):
+        raise ConfigError(f"{file}: give a .csv, .tsv or .jsonl file with {wanted}")
+    content = _content(file)
+    if file.suffix == ".jsonl":
+        lines = enumerate(content.splitlines(), 1)
+        rows = [_json(file, i, line, columns) for i, line in lines if line.strip()]
+    else:
+        rows = _delimited(file, content, columns)
+    if len(rows) < 2:
+        raise ConfigError(f"{file} holds {len(rows)} rows: give more")
+    return rows
+
+
+def _json(file: Path, number: int, line: str, columns: tuple[str, ...]) -> tuple[str, ...]:
     try:
         row = json.loads(line)
-        return str(row["text"]), str(row["label"])
+        return tuple(str(row[c]) for c in columns)
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise ConfigError(f"{file}:{number} is no object with text and label") from None
+        raise ConfigError(f"{file}:{number} is no object with {' and '.join(columns)}") from None
 
 
-def _table(file: Path, content: str) -> list[tuple[str, str]]:
-    rows = csv.DictReader(content.splitlines(), delimiter=_DELIMITERS[file.suffix])
-    if not {"text", "label"} <= set(rows.fieldnames or ()):
-        raise ConfigError(f"{file}: its first line names no columns text and label")
-    pairs = []
-    for number, row in enumerate(rows, 2):
-        if not row["text"] or not row["label"]:
-            raise ConfigError(f"{file}:{number} has no text or no label")
-        pairs.append((row["text"], row["label"]))
-    return pairs
-
-
-class Encoded:
-    """Texts as a Trainer wants them: token ids and labels, padded by the batch."""
-
-    def __init__(self, texts: Texts, tokenizer: Any, length: int) -> None:
-        made = tokenizer([text for text, _ in texts.rows], truncation=True, max_length=length)
-        self._ids, self._texts, self._tokenizer = made["input_ids"], texts, tokenizer
-
-    def __len__(self) -> int:
-        """How many rows."""
-        return len(self._ids)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"input_ids": self._ids[i], "labels": self._texts.rows[i][1]}
-
-
-def collate(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A padded batch of rows with labels."""
-    import torch
-
-    made = tokenizer.pad([{"input_ids": r["input_ids"]} for r in rows], return_tensors="pt")
-    return {**made, "labels": torch.tensor([r["labels"] for r in rows])}
+def _delimited(file: Path, content: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    reader = csv.DictReader(content.splitlines(), delimiter=_DELIMITERS[file.suffix])
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise ConfigError(f"{file}: its first line names no columns {' and '.join(columns)}")
+    rows = []
+    for number, row in enumerate(reader, 2):
+        if not all(row[c] for c in columns):
+            raise ConfigError(f"{file}:{number} has no {' or no '.join(columns)}")
+        rows.append(tuple(row[c] for c in columns))
+    return rows

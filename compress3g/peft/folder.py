@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
-from ..engine.checkpoint import load_tensors, save_tensors, write_json
+from ..engine.checkpoint import load_tensors, read_json, save_tensors, write_json
 from ..engine.folder import atomic_folder
 from ..errors import ConfigError, CutError, FormatError, require
 from ..transformer import from_pretrained as load_whole
@@ -42,9 +43,22 @@ def save(folder: Path, model: Any, source: Path | None = None, *, form: Form = "
     if form != "delta":
         write(folder, model, source, about, form=form)
         return
+    write_delta(folder, model, source, about, plan=light.plan, away=light.away)
+
+
+def write_delta(
+    folder: Path,
+    model: Any,
+    source: Path | None,
+    about: Mapping[str, Any],
+    *,
+    plan: Plan,
+    away: Mapping[str, Tensor],
+) -> None:
+    """Writes the adapter of a PeftModel, and how its base is made of a dense one."""
     with atomic_folder(folder) as temporary:
-        light.plan.save(temporary / PLAN)
-        save_tensors(temporary / AWAY, light.away, {"digest": light.plan.digest})
+        plan.save(temporary / PLAN)
+        save_tensors(temporary / AWAY, dict(away), {"digest": plan.digest})
         _write_config(base_of(model), temporary)
         if source is not None:
             load_tokenizer(source).save_pretrained(temporary)
@@ -114,14 +128,33 @@ def _cut_again(folder: Path, base: str | Path | None, device: str | torch.device
     config = read_config(folder)
     if is_pruned(read_config(Path(base))):
         raise ConfigError(f"{base} is pruned: {folder} is a difference to a dense model")
-    kind = model_class(config, folder)
-    dense = kind.from_pretrained(base, config=config, local_files_only=True).to(device)
+    dense = _dense(folder, Path(base), config).to(device)
     away, _ = load_tensors(folder / AWAY)
     return apply_plan(dense, Plan.load(folder / PLAN), away=away).eval()
 
 
-def attach(base: Any, adapter: Path) -> Any:
-    """A PeftModel of a small base and its adapter.
+def _dense(folder: Path, base: Path, config: Any) -> Any:
+    """The dense model that a difference belongs to; its head may be another, the adapter has one.
+
+    Raises ConfigError naming the first other tensor that is missing or has another shape.
+    """
+    model, info = model_class(config, folder).from_pretrained(
+        base,
+        config=config,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    own = set(read_json(folder / ADAPTER / "adapter_config.json").get("modules_to_save") or ())
+    odd = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    for name in sorted(odd | set(info["missing_keys"])):
+        if not own & set(name.split(".")):
+            raise ConfigError(f"{base} has no {name} of this shape: {folder} belongs to another")
+    return model
+
+
+def attach(base: Any, adapter: Path, *, train: bool = False) -> Any:
+    """A PeftModel of a small base and its adapter, for evaluation or, with `train`, to train on.
 
     Raises CutError naming the first layer that does not fit: a dense base, or another cut's.
     """
@@ -149,7 +182,7 @@ def attach(base: Any, adapter: Path) -> Any:
                 f"{part} has {has} {axis}puts, its adapter {given}: {adapter} belongs to a base "
                 "that was cut otherwise"
             )
-    return peft.PeftModel.from_pretrained(base, adapter).eval()
+    return peft.PeftModel.from_pretrained(base, adapter, is_trainable=train).train(train)
 
 
 def merge(source: Path, folder: Path, base: Path | None = None) -> Any:

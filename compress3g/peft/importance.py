@@ -41,7 +41,10 @@ class AdapterImportance:
             for name, layer in self._layers.items():
                 hook = layer.register_forward_hook(self._hook(name))
                 stack.callback(hook.remove)
-                inner = layer.lora_A[self._adapter].register_forward_hook(self._inner(name))
+                # DoRA scales the layer's whole output: what it adds is seen beside the base's own.
+                dora = self._adapter in getattr(layer, "lora_magnitude_vector", {})
+                part = layer.base_layer if dora else layer.lora_A[self._adapter]
+                inner = part.register_forward_hook(self._inner(name))
                 stack.callback(inner.remove)
             yield
 
@@ -62,6 +65,11 @@ class AdapterImportance:
             inner = self._ratios.pop(name, None)
             if inner is None:
                 return
+            if self._adapter in getattr(module, "lora_magnitude_vector", {}):
+                added = torch.linalg.vector_norm(out - inner, dim=-1, dtype=torch.float32)
+                dense = torch.linalg.vector_norm(inner, dim=-1, dtype=torch.float32)
+                self._take(name, added / dense.clamp_min(1e-6))
+                return
             # The layer's output is W x + DeltaW x with DeltaW x = s B z. Norms by way of the ranks:
             # ||B z||^2 = z'(B'B)z, and ||W x||^2 = ||out||^2 - 2 <out, s B z> + ||s B z||^2.
             up = module.lora_B[self._adapter].weight
@@ -70,16 +78,18 @@ class AdapterImportance:
             along = ((out @ up.to(out.dtype)).float() * z).sum(-1)
             whole = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32).square()
             dense = (whole - 2 * along + delta).clamp_min(1e-12)
-            ratio = (delta / dense).sqrt()
-            if self._valid is not None and self._valid.shape == ratio.shape:
-                weight = self._valid.to(ratio)
-                mean = (ratio * weight).sum() / weight.sum().clamp_min(1)
-            else:
-                mean = ratio.mean()
-            self.modules[name] = self.modules.get(name, 0.0) + mean
-            self._forwards[name] = self._forwards.get(name, 0) + 1
+            self._take(name, (delta / dense).sqrt())
 
         return hook
+
+    def _take(self, name: str, ratio: Float[Tensor, "..."]) -> None:
+        if self._valid is not None and self._valid.shape == ratio.shape:
+            weight = self._valid.to(ratio)
+            mean = (ratio * weight).sum() / weight.sum().clamp_min(1)
+        else:
+            mean = ratio.mean()
+        self.modules[name] = self.modules.get(name, 0.0) + mean
+        self._forwards[name] = self._forwards.get(name, 0) + 1
 
     @torch.no_grad()
     def add(self) -> None:

@@ -5,82 +5,30 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Gates, price
+from ..core import Gates, Keep, price
 from ..engine.checkpoint import load_tensors, save_tensors
 from ..errors import ConfigError, require
 from ..transformer import units_of as sites_of
-from .config import ESTIMATED, LightPeftConfig, parse_budget
-from .cost import Batch, cost_of, one_pass
-from .cut import apply_plan, check_cuttable, removed_parts
+from .config import AUTO, ESTIMATED, LightPeftConfig, parse_budget
+from .cost import Batch, cost_of
+from .cut import apply_plan, check_cuttable, removed_parts, scale_rates
+from .dropout import lighten_dropout
 from .estimate import Estimator, Scores
 from .plan import Plan, make_plan
+from .ranking import Loss, losses_of, own_loss, ranking_of
+from .report import Report
 from .units import adapter_of, base_of, candidates, lora_layers, of_base
 
 Stage: TypeAlias = Literal["whole", "estimation", "cut"]
 STATE = "light_state.safetensors"
 _WEAK = 0.03  # steps times learning rate below which gates have not moved apart (2406.03792's own)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the cut did.
-
-    kept: units left of every site, and of how many; held: sites that were not up for choice;
-    params: of the base model before and after; sites: of heads and neurons alone; trained: of the
-    adapter; correlations: Spearman's, of other scores of units with the gates; skipped: steps whose
-    gradients were not finite; step_ms: median training step before and after, once measured.
-    """
-
-    steps: int
-    skipped: int
-    kept: dict[str, tuple[int, int]]
-    held: tuple[str, ...]
-    params: tuple[int, int]
-    sites: tuple[int, int]
-    trained: tuple[int, int]
-    adapters: tuple[int, int]
-    ranks: tuple[int, int]
-    correlations: dict[str, float]
-    budget: str | None = None
-    cost: float | None = None
-    step_ms: tuple[float, float] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
-
-    @property
-    def line(self) -> str:
-        """What went, in one line."""
-        return (
-            f"cut after {self.steps} steps: heads and neurons {_change(self.sites)}, "
-            f"adapter {_change(self.trained)}"
-        )
-
-    def __str__(self) -> str:
-        rows = [
-            ("cut", f"after {self.steps} steps"),
-            ("base", _change(self.params)),
-            ("sites", _change(self.sites)),
-            ("adapter", _change(self.trained)),
-            ("layers with it", _change(self.adapters)),
-            ("ranks", _change(self.ranks)),
-        ]
-        if self.step_ms is not None:
-            before, after = self.step_ms
-            rows.append(("step", f"{before:.1f} -> {after:.1f} ms ({before / after:.2f} x)"))
-        return "\n".join(f"{name:16}{value}" for name, value in rows)
-
-
-def _change(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:,} -> {pair[1]:,} ({pair[1] / max(1, pair[0]):.1%})"
 
 
 class Light:
@@ -102,6 +50,10 @@ class Light:
         self.away: dict[str, Tensor] = {}  # of the adapter, merged into the base
         self._estimator: Estimator | None = None
         self._cost: float | None = None
+        self.loss: Loss = own_loss  # of model and batch, for criteria that look at it at the cut
+        self.losses: dict[str, float] = {}
+        self.criterion = config.criterion
+        self._learnt: Gates = {}  # multipliers that a criterion found beside its scores
 
     def begin(self, total: int) -> None:
         """Open the gates for a run of `total` optimiser steps.
@@ -109,7 +61,9 @@ class Light:
         Raises ConfigError when nothing of the run would be left after the cut.
         """
         if self.stage == "cut":
+            lighten_dropout(self._model)
             return
+        lighten_dropout(self._model)
         if self._estimator is None:  # not restored
             self.steps = steps_of(self.config, total)
             self._estimator = Estimator(self._model, self.units, self.config, steps=self.steps)
@@ -145,30 +99,62 @@ class Light:
         batches: model inputs, asked for by criteria that take a pass of their own and by budgets in
         flops or ms. Raises BudgetError when nothing meets the budget.
         """
-        scores = self.estimator.scores()
-        base, config = base_of(self._model), self.config
-        ranking = None
-        if config.criterion not in ESTIMATED:
-            ranking = one_pass(base, self.units, config, batches)
-        cost, limit = None, 0.0
+        config, cost, limit = self.config, None, 0.0
         if config.budget is not None:
             kind, limit = parse_budget(config.budget)
             cost = cost_of(self._model, self.units, kind, batches)
-        multiple = multiple_of(base, config)
-        plan = make_plan(
-            scores, self.units, config, ranking=ranking, multiple=multiple, cost=cost, limit=limit
-        )
+        names = AUTO if config.criterion == "auto" else (config.criterion,)
+        plans = {name: self._plan(name, batches, cost, limit) for name in names}
+        self.losses = {}
+        if len(plans) > 1:
+            keeps = {name: plan.indices() for name, plan in plans.items()}
+            self.losses = losses_of(self._model, self.units, keeps, batches, self.loss)
+        self.criterion = min(plans, key=lambda name: self.losses.get(name, 0.0))
+        plan = plans[self.criterion]
         self._cost = None if cost is None else cost(plan.indices())
         return plan
 
+    def _plan(
+        self,
+        criterion: str,
+        batches: Callable[[], Sequence[Batch]],
+        cost: Callable[[Keep], float] | None,
+        limit: float,
+    ) -> Plan:
+        scores, ranking = self.estimator.scores(), None
+        config = replace(self.config, criterion=criterion)
+        if criterion not in ESTIMATED:
+            ranking, learnt = ranking_of(self._model, self.units, config, batches, self.loss)
+            if learnt is not None:
+                self._learnt = learnt
+        multiple = multiple_of(base_of(self._model), config)
+        return make_plan(
+            _times(scores, self._learnt),
+            self.units,
+            config,
+            ranking=ranking,
+            multiple=multiple,
+            cost=cost,
+            limit=limit,
+        )
+
     def cut(self, optimizer: Any = None, batches: Callable[[], Sequence[Batch]] = list) -> Report:
-        """Close the gates, decide, and cut model, adapter and optimiser in place."""
+        """Close the gates, decide, and cut model, adapter and optimiser in place.
+
+        The optimiser's rates are multiplied by `rate_after_cut`; those that a schedule keeps are
+        the caller's to multiply (`cut.scale_schedule`).
+        """
         scores = self.estimator.scores()
-        plan = self.decide(batches) if self.plan is None else _regated(self.plan, scores)
+        if self.plan is None:
+            plan = self.decide(batches)
+        else:
+            plan = _regated(self.plan, _times(scores, self._learnt))
         self.estimator.__exit__(None, None, None)
         before = self._sizes()
         self.away = removed_parts(self._model, plan) if plan.merge_dropped else {}
         apply_plan(self._model, plan, optimizer, away=self.away)
+        if optimizer is not None:
+            scale_rates(optimizer, self.config.rate_after_cut)
         self.plan, self.stage = plan, "cut"
         self.report = self._reported(plan, scores, before)
         self._estimator = None
@@ -203,6 +189,8 @@ class Light:
             adapters=(before[2], after[2]),
             ranks=(before[3], after[3]),
             correlations=_correlations(scores),
+            criterion=self.criterion,
+            losses=self.losses,
             budget=self.config.budget,
             cost=self._cost,
         )
@@ -217,11 +205,14 @@ class Light:
 
     def save_state(self, folder: Path) -> None:
         """Stage, gates, sums and plan, for a checkpoint: light_state.safetensors."""
-        about: dict[str, Any] = {"stage": self.stage, "config": asdict(self.config)}
+        # A command's own configuration says more than what is cut.
+        config = {f.name: getattr(self.config, f.name) for f in fields(LightPeftConfig)}
+        about: dict[str, Any] = {"stage": self.stage, "config": config}
         tensors: dict[str, Tensor] = self.away
         if self.stage == "estimation":
             tensors, about["estimator"] = self.estimator.state()
-            about["steps"] = self.steps
+            tensors |= {f"learnt/{n}": t for n, t in self._learnt.items()}
+            about |= {"steps": self.steps, "criterion": self.criterion, "losses": self.losses}
         if self.plan is not None:
             about["plan"] = self.plan.to_json()
         if self.report is not None:
@@ -245,9 +236,12 @@ class Light:
             assert self.plan is not None
             self.away = tensors
             apply_plan(self._model, self.plan, away=tensors)
-            self.stage, self.report = "cut", _read_report(about["report"])
+            self.stage, self.report = "cut", Report.from_json(about["report"])
         elif about["stage"] == "estimation":
             self.steps = int(about["steps"])
+            self.criterion, self.losses = about["criterion"], about["losses"]
+            learnt = {n: t for n, t in tensors.items() if n[:7] == "learnt/"}
+            self._learnt = {n.removeprefix("learnt/"): t for n, t in learnt.items()}
             self._estimator = Estimator(self._model, self.units, self.config, steps=self.steps)
             self._estimator.restore(tensors, about["estimator"])
             if self.plan is not None:  # it was fading
@@ -257,10 +251,10 @@ class Light:
                     self._estimator.shrink()
 
 
-def _read_report(value: dict[str, Any]) -> Report:
-    """JSON has no tuples."""
-    fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return Report(**{**fixed, "kept": {n: tuple(pair) for n, pair in value["kept"].items()}})
+def _times(scores: Scores, learnt: Gates) -> Scores:
+    """The same scores, with gates that another pass has moved further."""
+    gates = {n: g * learnt[n] if n in learnt else g for n, g in scores.gates.items()}
+    return replace(scores, gates=gates)
 
 
 def _regated(plan: Plan, scores: Scores) -> Plan:

@@ -18,7 +18,9 @@ from transformers import Trainer, TrainerCallback
 from ..errors import ConfigError
 from .config import LightPeftConfig
 from .cost import Batch
+from .cut import scale_schedule
 from .light import STATE, Light, is_weak
+from .ranking import Loss
 
 _log = logging.getLogger(__name__)
 _RECENT = 100  # steps whose median is the step's time
@@ -29,11 +31,18 @@ class LightPeftCallback(TrainerCallback):
 
     To go on from a checkpoint, call `restore(model, folder)` before `train(resume_from_checkpoint)`
     (LightPeftTrainer does). cut=False stops the run when the estimation is over: the first of the
-    three stages for launches whose parameters are wrapped or sharded.
+    three stages for launches whose parameters are wrapped or sharded. loss: of model and batch, for
+    the criteria that look at it at the cut; by default the model's own.
     """
 
-    def __init__(self, config: LightPeftConfig | None = None, *, cut: bool = True) -> None:
-        self._config, self._cut = config or LightPeftConfig(), cut
+    def __init__(
+        self,
+        config: LightPeftConfig | None = None,
+        *,
+        cut: bool = True,
+        loss: Loss | None = None,
+    ) -> None:
+        self._config, self._cut, self._loss = config or LightPeftConfig(), cut, loss
         self.light: Light | None = None
         self._times: tuple[deque[float], deque[float]] = (
             deque(maxlen=_RECENT),
@@ -59,7 +68,7 @@ class LightPeftCallback(TrainerCallback):
         if self._cut and dist.is_available() and dist.is_initialized() and _wrapped(args):
             raise ConfigError(
                 f"{args.world_size} processes wrap their parameters, which cannot be cut in the "
-                "run: estimate with cut=False, cut the checkpoint in one process, and go on"
+                "run: `compress3g peft estimate`, then `cut` in one process, then `finish`"
             )
         if int(getattr(args, "n_gpu", 1)) > 1:
             raise ConfigError(
@@ -68,6 +77,8 @@ class LightPeftCallback(TrainerCallback):
             )
         if getattr(args, "torch_compile", False):
             _log.warning("torch.compile sees the gates and compiles anew after the cut")
+        if self._loss is not None:
+            self.light.loss = self._loss
         self.light.begin(state.max_steps)
         rate = args.learning_rate * self.light.config.mask_lr_mult
         by_gates = self.light.config.criterion == "l1_mask" and self.light.stage == "estimation"
@@ -93,7 +104,7 @@ class LightPeftCallback(TrainerCallback):
         if not light.observe(
             rate,
             scale=scale,
-            batches=lambda: _batches(about.get("train_dataloader"), model, light.config),
+            batches=lambda: some_batches(about.get("train_dataloader"), model, light.config),
         ):
             for p in model.parameters():
                 p.grad = None  # an optimiser skips what has no gradient
@@ -107,7 +118,10 @@ class LightPeftCallback(TrainerCallback):
         if light.due and not self._cut:
             control.should_training_stop = control.should_save = True
         elif light.due:
-            report = light.cut(about["optimizer"], lambda: _batches(loader, model, light.config))
+            report = light.cut(
+                about["optimizer"], lambda: some_batches(loader, model, light.config)
+            )
+            scale_schedule(about.get("lr_scheduler"), light.config.rate_after_cut)
             _log.info(report.line)
         before, after = self._times
         if before and len(after) >= 3:
@@ -118,6 +132,12 @@ class LightPeftCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and state.is_world_process_zero:
             self._running().save_state(folder)
+
+    @property
+    def step_ms(self) -> tuple[float | None, float | None]:
+        """Median milliseconds of the steps before and after the cut, None before any."""
+        before, after = (statistics.median(t) if t else None for t in self._times)
+        return before, after
 
     def _running(self) -> Light:
         if self.light is None:
@@ -145,8 +165,8 @@ def _light_of(model: Any, config: LightPeftConfig) -> Light:
     return found
 
 
-def _batches(loader: Any, model: Any, config: LightPeftConfig) -> Sequence[Batch]:
-    """A few of the training samples, without disturbing the loader's order."""
+def some_batches(loader: Any, model: Any, config: LightPeftConfig) -> Sequence[Batch]:
+    """`config.samples` of the training samples, without disturbing the loader's order."""
     dataset = getattr(loader, "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
         return []

@@ -40,10 +40,6 @@ def adapter_of(model: Any) -> str:
     kind = str(getattr(model.peft_config[names[0]].peft_type, "value", ""))
     if kind != "LORA":
         raise ConfigError(f"adapter {names[0]!r} is of kind {kind}: Light-PEFT cuts LoRA adapters")
-    if getattr(model.peft_config[names[0]], "use_dora", False):
-        raise ConfigError(
-            f"adapter {names[0]!r} uses DoRA, whose norms mix the columns that would go: use LoRA"
-        )
     return str(names[0])
 
 
@@ -78,7 +74,7 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
 
 
 def through_adapters(model: nn.Module, units: Sequence[Units]) -> list[Units]:
-    """The same units with cuts inside adapted layers: of the base, rows of B, columns of A."""
+    """The same units with cuts inside adapted layers: base, rows of B and of DoRA, columns of A."""
     return [
         replace(
             u,
@@ -98,6 +94,9 @@ def _inside(model: nn.Module, cut: Cut) -> Iterator[Cut]:
     part = "lora_B" if cut.axis == "out" else "lora_A"
     for adapter in getattr(layer, part, {}):
         yield replace(cut, module=f"{cut.module}.{part}.{adapter}")
+    if cut.axis == "out":  # of DoRA
+        for adapter in getattr(layer, "lora_magnitude_vector", {}):
+            yield replace(cut, module=f"{cut.module}.lora_magnitude_vector.{adapter}.weight")
 
 
 def units_of(model: nn.Module, adapter: str = "default") -> list[Units]:

@@ -123,3 +123,119 @@ def test_the_shipped_requests_are_what_their_script_writes():
     made = runpy.run_path(str(ROOT / "examples" / "requests.py"))["rows"](100)
     lines = (ROOT / "examples" / "requests.tsv").read_text().splitlines()
     assert lines == ["text\tlabel", *(f"{text}\t{kind}" for text, kind in made)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of a tiny decoder and of a tiny encoder."""
+    from ..transformer.folders import folder
+
+    root = tmp_path_factory.mktemp("others")
+    return {"lm": folder(root / "decoder", "decoder"), "retrieval": folder(root / "e", "encoder")}
+
+
+def written(path, task):
+    """A small file for a task: every noun has its verb, every query its passage."""
+    pairs = [("cat", "sleeps"), ("dog", "runs"), ("house", "under"), ("river", "over")]
+    rows = [
+        f"the {'old ' * (i % 3)}{noun} {verb} slowly" for i in range(30) for noun, verb in pairs
+    ]
+    if task == "lm":
+        path = path / "texts.txt"
+        path.write_text("\n".join(rows) + "\n")
+        return path
+    path = path / "pairs.jsonl"
+    lines = [{"query": f"{'a ' * (i % 3)}{noun}", "passage": f"{verb} {'slowly ' * (i % 4)}and"}
+             for i in range(12) for noun, verb in pairs]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(("task", "measure"), [("lm", "perplexity"), ("retrieval", "recall@1")])
+def test_other_tasks_are_learnt_and_load_with_one_line(task, measure, folders, tmp_path, capsys):
+    data = written(tmp_path, task)
+    words = ["peft", "train", str(folders[task]), str(data), "--task", task, "--json",
+             "--length", "8", "--estimation-steps", "4", "--learning-rate", "0.02"]  # fmt: skip
+    figures = {}
+    for steps in ("5", "40"):
+        out = ["-o", str(tmp_path / steps), "--steps", steps]
+        assert main([*words, *out]) == 0
+        figures[steps] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    before, after = figures["5"][measure], figures["40"][measure]
+    assert after < before if task == "lm" else after > before
+    assert figures["40"]["params"][1] < figures["40"]["params"][0]
+    found = from_pretrained(tmp_path / "40")
+    with torch.no_grad():
+        assert torch.isfinite(found(input_ids=torch.tensor([[5, 6, 7]]))[0]).all()
+
+
+def test_perplexity_is_that_of_the_models_own_loss(folders, tmp_path):
+    import transformers
+
+    from compress3g.peft.data import read_plain
+    from compress3g.peft.tasks import TASKS, score
+    from compress3g.transformer.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(folders["lm"])
+    rows = read_plain(written(tmp_path, "lm"), tokenizer, 8)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders["lm"]).eval()
+    ids = torch.tensor([row["input_ids"] for row in rows.items])
+    with torch.no_grad():
+        want = float(model(input_ids=ids, labels=ids).loss.double().exp())
+    assert score(TASKS["lm"], model, tokenizer, rows) == pytest.approx(want, rel=1e-4)
+
+
+def test_plain_text_is_cut_into_blocks_in_its_order(folders, tmp_path):
+    from compress3g.peft.data import read_plain
+    from compress3g.transformer.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(folders["lm"])
+    file = written(tmp_path, "lm")
+    rows = read_plain(file, tokenizer, 7)
+    found = [token for row in rows.items for token in row["input_ids"]]
+    whole = tokenizer(file.read_text(), add_special_tokens=False)["input_ids"]
+    assert found == whole[: len(found)]
+    assert len(whole) - len(found) < 7
+
+
+def test_contrast_is_the_cross_entropy_of_the_own_passage():
+    from compress3g.peft.tasks import contrast
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            states = torch.nn.functional.one_hot(input_ids, 8).float()
+            return type("Out", (), {"last_hidden_state": states})
+
+    queries, passages = [[1, 2], [3, 4], [1, 4]], [[2, 0], [4, 3], [2, 0]]
+    batch = {
+        "input_ids": torch.tensor(queries + passages),
+        "attention_mask": torch.tensor([[1, 1]] * 3 + [[1, 0], [1, 1], [1, 0]]),
+    }
+    means = torch.zeros(6, 8, dtype=torch.float64)
+    for row, (ids, mask) in enumerate(zip(*batch.values(), strict=True)):
+        for i, m in zip(ids.tolist(), mask.tolist(), strict=True):
+            means[row, i] += m
+    unit = means / means.norm(dim=1, keepdim=True)
+    similar = unit[:3] @ unit[3:].T / 0.05
+    losses = []
+    for i in range(3):  # the first and the third passage are one
+        others = [j for j in range(3) if j == i or passages[j] != passages[i]]
+        losses.append(similar[i, others].logsumexp(0) - similar[i, i])
+    want = float(torch.stack(losses).mean())
+    assert float(contrast(Model(), batch)) == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"),
+    [
+        ("lm", "a.txt", "the cat\n", "at least two blocks of --length 128"),
+        ("lm", "a.jsonl", '{"label": "x"}\n', "a.jsonl:1 is no object with text"),
+        ("retrieval", "a.tsv", "query\tanswer\nx\ty\n", "no columns query and passage"),
+        ("retrieval", "a.csv", "query,passage\nx,\n", "a.csv:2 has no query or no passage"),
+    ],
+)
+def test_bad_data_of_other_tasks_is_named(task, name, content, message, folders, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    words = ["peft", "train", str(folders[task]), str(tmp_path / name), "-o", str(tmp_path / "o")]
+    assert main([*words, "--task", task]) == 2
+    assert message in said(capsys)

@@ -152,6 +152,7 @@ def test_an_adapter_on_the_wrong_base_names_the_layer(cut):
 _ALONE = """
 import sys, torch
 from transformers import AutoModelForSequenceClassification as Auto
+torch.set_num_threads(1)  # as many as the tests: sums depend on it
 model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 assert not any(name.startswith("compress3g") for name in sys.modules)
 torch.save(model(**torch.load(sys.argv[2])).logits.detach(), sys.argv[3])
@@ -244,3 +245,16 @@ def test_two_processes_make_the_same_plan(tmp_path):
         process.join()
     assert digests[0] == digests[1]
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_a_difference_on_a_wrong_base_names_the_tensor(cut, tmp_path):
+    import transformers
+
+    _, root = cut
+    config = transformers.BertConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"word_embeddings\.weight of this shape"):
+        from_pretrained(root / "delta", tmp_path / "other")

@@ -142,6 +142,16 @@ def test_three_stages_make_the_plan_of_one_run(tmp_path):
     assert model.light.plan.digest == whole.light.plan.digest
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_rates_after_the_cut_are_the_schedules_times_the_factor(factor, tmp_path):
+    config = LightPeftConfig(estimation_steps=LOOK, rate_after_cut=factor)
+    run = trainer(classifier(config), tmp_path, config=config)
+    run.train()
+    rates = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+    plain = [1e-2 * (1 - step / STEPS) for step in range(STEPS)]
+    assert rates == pytest.approx([r * (factor if i >= LOOK else 1) for i, r in enumerate(plain)])
+
+
 def test_accumulated_micro_batches_make_one_step_of_the_gates(tmp_path):
     model = classifier()
     run = trainer(model, tmp_path, gradient_accumulation_steps=4)
@@ -424,15 +434,13 @@ def test_models_that_cannot_be_cut_in_place_are_refused():
         get_light_peft_model(model, peft.LoraConfig())
 
 
-def test_several_adapters_and_dora_are_refused():
+def test_several_adapters_are_refused():
     import peft
 
     model = classifier()
     model.add_adapter("second", peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
     with pytest.raises(ConfigError, match="exactly one"):
         Light(model, LightPeftConfig())
-    with pytest.raises(ConfigError, match="DoRA"):
-        classifier(use_dora=True)
 
 
 def test_a_site_without_gradient_is_named():
@@ -531,6 +539,7 @@ def test_other_criteria_cut_as_many(criterion, tmp_path):
         ({"budget": "watts=3"}, "--budget"),
         ({"budget": "params=1.5"}, "--budget"),
         ({"estimation_steps": 0}, "--estimation-steps"),
+        ({"rate_after_cut": 0.0}, "--rate-after-cut"),
         ({"estimation_steps": 3, "shrink_steps": 3}, "--shrink-steps"),
     ],
 )
