@@ -1,7 +1,8 @@
 """Ways to prune the digits pipeline that diffusion_quality.py compares, by name.
 
 Masks ("ecodiff", "step", "control") are learnt for the ratio they are pruned at; "ecodiff@0.3"
-prunes at any by those for 0.3. "+refit" adds the ridge regression of readers.
+prunes at any by those for 0.3; "ecodiff defaults" learns as `EcoDiffConfig` does when it is told
+target and steps alone. "+refit" adds the ridge regression of readers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from compress3g.engine.checkpoint import load_tensors, save_tensors
 METHODS = (
     "ecodiff@0.3", "ecodiff", "magnitude", "taylor", "random", "fisher", "ecodiff+refit",
     "taylor+refit", "fisher+refit", "torch-pruning", "torch-pruning taylor", "control", "step",
+    "ecodiff defaults",
 )  # fmt: skip
 ROUND_TO = 8  # kept channels; the model's layers have 16 to 48
 DRAWS = {"random": 2, "control": 2}  # of every seed; others have one
@@ -32,6 +34,7 @@ LEARNING: dict[str, Any] = {
     "dual_rate": 0.3,
 }  # fmt: skip
 UPDATES = LEARNING["updates"]
+KINDS = {"ecodiff": "last", "step": "step", "ecodiff defaults": "defaults"}  # of masks, in files
 INNER = True  # torch-pruning leaves the residual stream whole
 SETTINGS = (ROUND_TO, LEARNING, INNER)
 
@@ -67,8 +70,8 @@ class Methods:
                 n: z[torch.randperm(len(z), generator=order)]
                 for n, z in self._masks("last", target).items()
             }
-        elif name in ("ecodiff", "step"):
-            scores = self._masks("last" if name == "ecodiff" else "step", target)
+        elif name in KINDS:
+            scores = self._masks(KINDS[name], target)
         else:
             scores = self._of_criterion(name, draw)
         how["ratio"] = ratio
@@ -91,7 +94,7 @@ class Methods:
         cd.refit(pipe.unet, units, keep, lambda: range(0, len(self.captions), 8), run=run)
 
     def _config(self, name: str) -> Any:
-        known: Any = {"step": "ecodiff", "control": "ecodiff"}.get(name, name)
+        known: Any = "ecodiff" if name in (*KINDS, "control") else name
         return cd.PruneConfig(
             method=known, steps=self.steps, guidance=self.guidance, samples=len(self.captions),
             seed=self.seed, round_to=ROUND_TO,
@@ -107,17 +110,16 @@ class Methods:
             save_tensors(file, cd.scores_of(copy.deepcopy(self.pipe), self.captions, config), {})
         return load_tensors(file)[0]
 
-    def _masks(self, kind: Any, target: float) -> dict[str, Tensor]:
+    def _masks(self, kind: str, target: float) -> dict[str, Tensor]:
         """Learnt for this ratio, or read from the folder; an interrupted run goes on."""
         file = self.folder / f"{kind}-{target:g}-{self.seed}.safetensors"
         if not file.exists():
-            config = cd.EcoDiffConfig(
-                target=target,
-                loss=kind,
-                seed=self.seed,
-                guidance=self.guidance,
-                **{**LEARNING, "updates": self.updates},
-            )
+            how: dict[str, Any] = {"target": target, "seed": self.seed, "guidance": self.guidance}
+            if kind == "defaults":
+                config = cd.EcoDiffConfig(steps=LEARNING["steps"], **how)
+            else:
+                how |= {**LEARNING, "updates": self.updates}
+                config = cd.EcoDiffConfig(loss="last" if kind == "last" else "step", **how)
             cd.learn_masks(
                 copy.deepcopy(self.pipe), self.captions, config,
                 checkpoint=file.with_suffix(".checkpoint"), cache=self.folder / "latents",
