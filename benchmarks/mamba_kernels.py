@@ -6,21 +6,30 @@ Shapes of Vim-T at 224 pixels and batch 4: 197 tokens, 384 channels, 16 states, 
 and gate; the scan's cost with holes is measured on the 101 tokens that are left after its last
 prune point, and on all. Ratios are medians of pairs that take turns, in CPU time, with their 95 %
 intervals. Peers: the chunked torch form of this package (all chunks of 16 steps at once), torch
-step by step, and a log-step (Hillis-Steele) scan in torch; results are compared first.
+step by step, and a log-step (Hillis-Steele) scan in torch; results are compared first. Then Vim-T
+as a whole, the same batch of images: with the kernels against the same model on either torch form
+of the scan and torch's convolution (median and extremes of pairs that take turns), and which share
+of the pass with the kernels is theirs. `bound` is the ratio if the kernels took no time at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from _report import goal, parser, report
 
-from compress3g.kernels import _library
+from compress3g.kernels import _library, registry
 from compress3g.kernels.causal_conv import causal_conv1d
+from compress3g.kernels.cost import observe
 from compress3g.kernels.selective_scan import selective_scan
+from compress3g.mamba import create_model
 from compress3g.profile.clock import compare
 
 BATCH, TOKENS, PRUNED, CHANNELS, STATES, TAPS = 4, 197, 101, 384, 16, 4
@@ -190,6 +199,58 @@ def convolution(seconds: float) -> dict[str, Any]:
     return rows
 
 
+def seconds_of(run: Run) -> float:
+    """CPU time of one call."""
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def whole_model(pairs: int) -> dict[str, Any]:
+    """Vim-T: the kernels against each torch form, in turn; then where the time with them goes."""
+    torch.manual_seed(0)
+    model, image = create_model("vim_tiny").eval(), torch.randn(BATCH, 3, 224, 224)
+
+    def run(**backends: str) -> torch.Tensor:
+        with torch.inference_mode(), registry.use(**backends):
+            out: torch.Tensor = model(image)
+            return out
+
+    ours, rows = {"selective_scan": "cpu", "causal_conv": "cpu"}, {}
+    for scan_form, name in (("reference", "torch step by step"), ("chunked", "chunked torch")):
+        peer = {"selective_scan": scan_form, "causal_conv": "reference"}
+        torch.testing.assert_close(run(**ours), run(**peer), atol=1e-4, rtol=1e-4)
+        timed = [(seconds_of(lambda: run(**ours)), seconds_of(lambda: run(**peer)))  # noqa: B023
+                 for _ in range(pairs)]  # fmt: skip
+        ratios = sorted(b / a for a, b in timed)
+        mine, theirs = (1e3 * median(t[i] for t in timed) for i in (0, 1))
+        label = f"Vim-T whole, against {name}"
+        rows[label] = {
+            "ours_ms": mine, "peer_ms": theirs, "ratio": median(ratios),
+            "low": ratios[0], "high": ratios[-1], "pairs": pairs,
+        }  # fmt: skip
+        print(f"{label:58}{mine:>9.1f}{theirs:>10.1f} ms{median(ratios):>9.2f}x")
+    spent: Counter[str] = Counter()
+
+    @contextmanager
+    def watch(op: str, _: int | None) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        spent[op] += time.process_time() - began
+
+    with observe(watch):
+        total = sum(seconds_of(lambda: run(**ours)) for _ in range(pairs))
+    shares = {op: 100 * used / total for op, used in spent.items()}
+    shares["projections and all else"] = 100 - sum(shares.values())
+    rows["Vim-T whole, shares"] = shares
+    for row in list(rows.values())[:2]:
+        row["bound"] = row["ratio"] / (shares["projections and all else"] / 100)
+    print("Vim-T whole, of its time: " + ", ".join(f"{k} {v:.0f} %" for k, v in shares.items()))
+    bounds = ", ".join(f"{row['bound']:.1f}x" for row in list(rows.values())[:2])
+    print(f"Vim-T whole, if the kernels took no time: {bounds}")
+    return rows
+
+
 def main() -> None:
     options = parser(__doc__).parse_args()
     torch.set_num_threads(1)
@@ -200,6 +261,7 @@ def main() -> None:
     rows = against_torch(seconds)
     rows |= instruction_sets(seconds)
     rows |= convolution(seconds)
+    rows |= whole_model(2 if options.quick else 10)
     print(f"{'':58}{'without':>9}{'with':>10}   {'ratio':>9}")
     rows |= alignment(seconds)
     goals = [
@@ -210,6 +272,16 @@ def main() -> None:
             "scan forward+backward against chunked torch",
             rows["scan forward+backward, against chunked"]["ratio"],
             10,
+        ),
+        goal(
+            "Vim-T whole model against torch step by step",
+            rows["Vim-T whole, against torch step by step"]["ratio"],
+            9,
+        ),
+        goal(
+            "Vim-T whole model against chunked torch",
+            rows["Vim-T whole, against chunked torch"]["ratio"],
+            9,
         ),
         goal(
             f"alignment (current) over none, {PRUNED} tokens",
