@@ -208,12 +208,12 @@ class _Training:
         """
         with torch.no_grad():
             logits = self.predictor(self.z.to(self.device))
-            vectors = self.code.similarity_vector(self.code.gates(logits))
+            vectors = self.code.vector(logits)
             generator = seeded_generator(self.config.seed, 3)
             first = torch.randperm(len(logits), generator=generator)[: self.config.experts]
             codes = logits[first]
             for _ in range(_CLUSTERING):
-                theirs = self.code.similarity_vector(self.code.gates(codes))
+                theirs = self.code.vector(codes)
                 plan, _ = transport(vectors @ theirs.T, epsilon=self.config.sinkhorn, iterations=50)
                 share = plan / plan.sum(0, keepdim=True)
                 codes = share.T @ logits
