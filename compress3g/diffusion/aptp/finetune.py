@@ -31,8 +31,8 @@ def finetune_experts(
 ) -> AptpPipeline:
     """A routed pipeline whose experts have weights of their own, trained (2406.12042, section 3.5).
 
-    Codes and router stay. Each expert is trained on the prompts that the router sends to it, for
-    its share of `config.updates`; one that gets none stays as it is. teacher: the dense pipeline
+    Codes and router stay. Each expert is trained on the prompts that the router sends to it, and
+    gets its share of every batch; one that gets none stays as it is. teacher: the dense pipeline
     (default: the owner's own, which must then hold the dense denoiser); checkpoints: a folder to go
     on from; cache: a folder of dense images. Raises ConfigError without a dense denoiser.
     """
@@ -47,12 +47,11 @@ def finetune_experts(
         # What an expert shares with the dense network must not learn.
         expert = copy.deepcopy(owner.expert(index))
         mine = [p for p, i in zip(prompts, chosen, strict=True) if i == index]
-        updates = round(config.updates * len(mine) / len(prompts))
-        if updates:
+        if mine:
             student = copy.copy(teacher)
             student.register_modules(**{attribute: expert})
             finetune(
-                student, teacher, mine, dataclasses.replace(config, updates=updates),
+                student, teacher, mine, its_part(config, len(mine) / len(prompts)),
                 checkpoint=checkpoints / f"{index}.safetensors" if checkpoints else None,
                 cache=cache,
             )  # fmt: skip
@@ -60,3 +59,15 @@ def finetune_experts(
             _log.warning("expert %d gets no prompt of these, and stays as it is", index)
         trained[index] = expert
     return AptpPipeline(owner.pipe, owner.router, mode="finetuned", build=trained.__getitem__)
+
+
+def its_part(config: FinetuneConfig, share: float) -> FinetuneConfig:
+    """What an expert trains on that gets this share of the prompts.
+
+    As many updates as one network would have, each of its share of the batch: together the experts
+    see as many prompts as one network would, and none stops after a fraction of the updates (ours).
+    Where less than a prompt is left of a batch, the updates become fewer.
+    """
+    batch = max(1, round(config.batch * share))
+    updates = max(1, round(config.updates * config.batch * share / batch))
+    return dataclasses.replace(config, batch=batch, updates=updates)

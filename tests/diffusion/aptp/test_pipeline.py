@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from compress3g.diffusion.aptp import AptpPipeline
-from compress3g.diffusion.aptp.finetune import finetune_experts
+from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, train_router
+from compress3g.diffusion.aptp.corpus import Corpus
+from compress3g.diffusion.aptp.finetune import finetune_experts, its_part
 from compress3g.diffusion.finetune import FinetuneConfig
 from compress3g.diffusion.pipelines import generate
 from compress3g.errors import ConfigError
 
+from ..pipelines import OPTIONS, pipeline
 from .conftest import PROMPTS
 
 SEVEN = PROMPTS[:7]
@@ -149,3 +153,34 @@ def test_experts_learn_from_their_prompts_and_the_dense_network_does_not(routed,
     assert torch.equal(latents(again, SEVEN), latents(tuned, SEVEN))
     with pytest.raises(ConfigError, match="no dense denoiser"):
         finetune_experts(again, PROMPTS, config)
+
+
+@given(st.integers(1, 64), st.integers(1, 5000), st.lists(st.integers(1, 99), min_size=1))
+def test_experts_together_see_as_many_prompts_as_one_network(batch, updates, counts):
+    config = FinetuneConfig(batch=batch, updates=updates)
+    parts = [its_part(config, n / sum(counts)) for n in counts]
+    whole = batch * updates
+    for n, part in zip(counts, parts, strict=True):
+        seen, due = part.batch * part.updates, whole * n / sum(counts)
+        # Half an update more or less, and never none.
+        assert abs(seen - due) <= max(part.batch / 2, 1) + 1e-6
+    assert its_part(config, 1.0) == config
+
+
+def test_a_pipeline_with_two_text_encoders_is_routed_by_the_pooled_text_of_the_second():
+    pipe = pipeline("SDXL")
+    prompts = ["a red cat", "a blue dog", "three red cat", "a dog above a cat"]
+    how = OPTIONS["SDXL"]
+    corpus = Corpus.of(pipe, prompts, steps=3)
+    router = train_router(
+        corpus, AptpConfig(experts=2, target=0.8, steps=3, batch=4, learning_rate=0.3, bundle=4)
+    )
+    owner = AptpPipeline(pipe, router)
+    pooled = pipe.encode_prompt(prompts, device="cpu", do_classifier_free_guidance=False)[2]
+    # Rows of another batch: float32 sums in another order.
+    assert torch.allclose(owner.embed(prompts), pooled, atol=1e-5)
+    assert torch.allclose(corpus.embeddings, pooled, atol=1e-5)
+    together = latents(owner, prompts, guidance_scale=4.0, **how)
+    for i, prompt in enumerate(prompts):
+        alone = latents(owner, prompt, seed=i, guidance_scale=4.0, **how)
+        assert torch.allclose(together[i], alone[0], atol=1e-5 * float(alone.abs().max()))
