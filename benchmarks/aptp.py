@@ -4,9 +4,9 @@
 
 The denoiser of pipelines/digits_t2i is to keep a share of its multiply-adds on average. Captions
 name one, two or four digits, and nobody tells the router so. Training captions train the router,
-and afterwards its experts; single networks of the same mean cost (magnitude, Taylor, EcoDiff, a
-router with one code) get the same number of updates on the same captions. The score is the share of
-held-out captions whose image is right in every digit and colour. What is finished stays in --work.
+and afterwards its experts; single networks of the same mean cost (magnitude, EcoDiff, a router with
+one code) get as many updates, of as many of the same captions. The score is the share of held-out
+captions whose image is right in every digit and colour. What is finished stays in --work.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ from compress3g.profile import compare, count_flops
 MODEL = Path(__file__).parent.parent / "pipelines" / "digits_t2i"
 OBJECTS = (1, 2, 4)
 STEPS, GUIDANCE = 12, 3.0
-# Chosen on training captions of seed 0 alone.
+# Chosen on training captions of seed 0 alone. At 60 % every network is right about all captions
+# after a few updates, and there is nothing to share out.
 ROUTER = AptpConfig(
-    experts=4, target=0.6, steps=400, batch=24, learning_rate=0.05, distill=5.0, blocks=1.0,
-    resource=10.0, inference_steps=STEPS,
+    experts=4, target=0.36, start="magnitude", depth=False, steps=200, batch=24, warmup=0.2,
+    learning_rate=0.05, distill=5.0, blocks=1.0, resource=20.0, spread=20.0, inference_steps=STEPS,
 )  # fmt: skip
-STATIC = ("magnitude", "taylor", "ecodiff")
+COMMON = 0.75  # of the experts' updates
+STATIC = ("magnitude", "ecodiff")
 
 
 def captions_of(count: int, seed: int, *, held_out: bool, shares: Sequence[float]) -> list[Scene]:
@@ -85,7 +87,9 @@ class Seed:
         self.hard = captions_of(count, 50 + seed, held_out=True, shares=(0.025, 0.025, 0.95))
         self.config = replace(ROUTER, seed=seed)
         self.updates = options.updates
-        self.singles = STATIC[:1] if options.quick else options.singles.split(",")
+        # Learning EcoDiff's masks takes as long as a router: on the first seed alone.
+        known = options.singles.split(",")[: None if seed == 0 else 1]
+        self.singles = STATIC[:1] if options.quick else known
         if options.quick:
             self.config, self.updates = replace(self.config, steps=20, batch=8), 4
         noise = np.random.default_rng(seed)
@@ -204,7 +208,9 @@ def measure_quality(s: Seed) -> None:
         row = s.judged(s.drawn(owner.generate, s.wanted), s.wanted)
         s.keep("aptp", {**row, "share": share})
     if "aptp, finetuned" not in s.rows:
-        tuned = finetune_experts(owner, texts(s.training), s.finetuning(), cache=s.cache)
+        tuned = finetune_experts(
+            owner, texts(s.training), s.finetuning(), common=COMMON, cache=s.cache
+        )
         row = s.judged(s.drawn(tuned.generate, s.wanted), s.wanted)
         s.keep("aptp, finetuned", {**row, "share": share})
     one = AptpPipeline(s.pipe, s.router(experts=1))
@@ -315,8 +321,12 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     off = max(abs(a["share"] / ROUTER.target - 1) for a in about)
     hard = max(abs(a["share of hard"] / ROUTER.target - 1) for a in about)
     singles = [f"{m}, finetuned" for m in STATIC if f"{m}, finetuned" in rows[0]]
-    best = max(mean(rows, name) for name in singles)
-    ours = mean(rows, "aptp, finetuned")
+
+    def above(single: str) -> float:
+        """On the seeds that both were measured on."""
+        both = [r for r in rows if single in r]
+        return 100 * (mean(both, "aptp, finetuned") - mean(both, single))
+
     speed = [r["speed"] for r in rows if "speed" in r]
     goals = [
         goal("multiply-adds off the target, held out", 100 * off, 2, unit="%", at_least=False),
@@ -325,9 +335,8 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         goal("largest cosine of two codes", max(a["likeness"] for a in about), 0.95,
              at_least=False),
         goal("least Spearman of difficulty and cost", min(a["spearman"] for a in about), 0.5),
-        goal("points above the best single network", 100 * (ours - best), 0, unit="points"),
-        goal("points above one code", 100 * (ours - mean(rows, "one code, finetuned")), 0,
-             unit="points"),
+        *(goal(f"points above {name}", above(name), 0, unit="points")
+          for name in (*singles, "one code, finetuned")),
     ]  # fmt: skip
     goals += [
         *(
@@ -345,9 +354,9 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--captions", type=int, default=300, help="Held out, of each seed.")
-    made.add_argument("--training", type=int, default=600, help="Training captions of each seed.")
-    made.add_argument("--updates", type=int, default=600, help="Of finetuning, of all experts.")
+    made.add_argument("--captions", type=int, default=150, help="Held out, of each seed.")
+    made.add_argument("--training", type=int, default=300, help="Training captions of each seed.")
+    made.add_argument("--updates", type=int, default=240, help="Of finetuning, 16 captions each.")
     made.add_argument("--singles", default=",".join(STATIC), help="Single networks to prune.")
     made.add_argument("--work", type=Path, default=Path("runs/aptp"), help="What is finished.")
     options = made.parse_args()
@@ -358,9 +367,9 @@ def main() -> None:
     for seed in range(options.seeds):
         s = Seed(seed, options)
         measure_router(s, "about router")
-        measure_router(s, "about no transport", transport=False)
         measure_quality(s)
         if seed == 0:
+            measure_router(s, "about no transport", transport=False)
             measure_speed(s)
         rows.append(s.rows)
     show(rows)
