@@ -4,9 +4,9 @@
 
 The denoiser of pipelines/digits_t2i is to keep a share of its multiply-adds on average. Captions
 name one, two or four digits, and nobody tells the router so. Training captions train the router,
-and afterwards its experts; single networks of the same mean cost (magnitude, Taylor, EcoDiff, a
-router with one code) get the same number of updates on the same captions. The score is the share of
-held-out captions whose image is right in every digit and colour. What is finished stays in --work.
+and afterwards its experts; single networks of the same mean cost (magnitude, EcoDiff, a router with
+one code) get as many updates, of as many of the same captions. The score is the share of held-out
+captions whose image is right in every digit and colour. What is finished stays in --work.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from _digits import Classifier, Scene, correct, draw, scenes
 from _report import goal, parser, report
+from diffusers import UNet2DConditionModel
 from scipy.stats import spearmanr
 from torch import Tensor
 from train_digits import MEAN, SCALE
 
 import compress3g.diffusion as cd
 from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, Router, train_router
-from compress3g.diffusion.aptp.codes import skeleton_space
+from compress3g.diffusion.aptp.codes import Space, skeleton_space
 from compress3g.diffusion.aptp.corpus import Corpus
 from compress3g.diffusion.aptp.finetune import finetune_experts
 from compress3g.diffusion.finetune import FinetuneConfig, finetune
@@ -40,12 +41,14 @@ from compress3g.profile import compare, count_flops
 MODEL = Path(__file__).parent.parent / "pipelines" / "digits_t2i"
 OBJECTS = (1, 2, 4)
 STEPS, GUIDANCE = 12, 3.0
-# Chosen on training captions of seed 0 alone.
+# Chosen on training captions of seed 0 alone. At 60 % every network is right about all captions
+# after a few updates, and there is nothing to share out.
 ROUTER = AptpConfig(
-    experts=4, target=0.6, steps=400, batch=24, learning_rate=0.05, distill=5.0, blocks=1.0,
-    resource=10.0, inference_steps=STEPS,
+    experts=4, target=0.36, start="magnitude", depth=False, steps=200, batch=24, warmup=0.2,
+    learning_rate=0.05, distill=5.0, blocks=1.0, resource=20.0, spread=20.0, inference_steps=STEPS,
 )  # fmt: skip
-STATIC = ("magnitude", "taylor", "ecodiff")
+COMMON = 0.75  # of the experts' updates
+STATIC = ("magnitude", "ecodiff")
 
 
 def captions_of(count: int, seed: int, *, held_out: bool, shares: Sequence[float]) -> list[Scene]:
@@ -84,7 +87,9 @@ class Seed:
         self.hard = captions_of(count, 50 + seed, held_out=True, shares=(0.025, 0.025, 0.95))
         self.config = replace(ROUTER, seed=seed)
         self.updates = options.updates
-        self.singles = STATIC[:1] if options.quick else options.singles.split(",")
+        # Learning EcoDiff's masks takes as long as a router: on the first seed alone.
+        known = options.singles.split(",")[: None if seed == 0 else 1]
+        self.singles = STATIC[:1] if options.quick else known
         if options.quick:
             self.config, self.updates = replace(self.config, steps=20, batch=8), 4
         noise = np.random.default_rng(seed)
@@ -149,13 +154,23 @@ def multiply_adds(pipe: Any) -> int:
 
 
 def static(s: Seed, method: str, share: float) -> Any:
-    """The pipeline, pruned by a method to this share of its multiply-adds."""
+    """The pipeline, pruned by a method to this share of its multiply-adds, or a little more.
+
+    What attention does between its projections goes unasked with its heads; so more is asked for
+    until no less than this share is left.
+    """
     config = cd.PruneConfig(
         method=method, ratio=1 - share, cost="flops", steps=STEPS, guidance=GUIDANCE, samples=48,
         round_to=1, updates=4 if s.quick else 60, seed=s.seed,
     )  # fmt: skip
     scores = cd.scores_of(s.pipe, texts(s.training), config)
-    return cd.prune(copy.deepcopy(s.pipe), scores, **config.how())
+    whole = multiply_adds(s.pipe)
+    for more in range(10):
+        how = {**config.how(), "ratio": 1 - share - 0.01 * more}
+        pipe = cd.prune(copy.deepcopy(s.pipe), scores, **how)
+        if multiply_adds(pipe) / whole >= share - 0.005:
+            break
+    return pipe
 
 
 def measure_router(s: Seed, name: str, **changes: Any) -> dict[str, Any]:
@@ -193,7 +208,9 @@ def measure_quality(s: Seed) -> None:
         row = s.judged(s.drawn(owner.generate, s.wanted), s.wanted)
         s.keep("aptp", {**row, "share": share})
     if "aptp, finetuned" not in s.rows:
-        tuned = finetune_experts(owner, texts(s.training), s.finetuning(), cache=s.cache)
+        tuned = finetune_experts(
+            owner, texts(s.training), s.finetuning(), common=COMMON, cache=s.cache
+        )
         row = s.judged(s.drawn(tuned.generate, s.wanted), s.wanted)
         s.keep("aptp, finetuned", {**row, "share": share})
     one = AptpPipeline(s.pipe, s.router(experts=1))
@@ -231,8 +248,9 @@ def measure_speed(s: Seed) -> dict[str, float]:
     how: dict[str, Any] = {"seed": 0, "steps": 4, "guidance": GUIDANCE}
     with torch.inference_mode():
         step = compare(
-            lambda: calls[0].run(s.pipe.unet), lambda: owner.router.route(embeddings), seconds=4.0
-        )
+            lambda: calls[0].run(s.pipe.unet), lambda: owner.router.route(embeddings),
+            seconds=4.0, clock="cpu",
+        )  # fmt: skip
     mixed = compare(
         lambda: cd.generate(s.pipe, prompts, **how), lambda: owner.generate(prompts, **how),
         seconds=8.0, clock="cpu",
@@ -245,7 +263,38 @@ def measure_speed(s: Seed) -> dict[str, float]:
         "time of a mixed batch over dense": mixed.median,
         "batch against single": worst,
     }
+    if not s.quick:
+        row["routing over a step of 866 million parameters"] = routing_over_a_large_step()
     return s.keep("speed", row)
+
+
+def routing_over_a_large_step() -> float:
+    """The same of a U-Net and a router as large as Stable Diffusion 2.1's, with random weights.
+
+    One row of 256 pixels, the least that a step can be; time does not depend on what weights say.
+    """
+    unet = UNet2DConditionModel(
+        sample_size=32, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+    ).eval()  # fmt: skip
+    noise = torch.Generator().manual_seed(0)
+    units, order = skeleton_space(unet, vars_of(ROUTER))
+    space, config = Space(tuple(units), order, 1.0), replace(ROUTER, experts=8)
+    router = Router(
+        config=config, space=space, encoder="pipeline", mean=torch.zeros(1024), scale=1.0,
+        weight=torch.randn(space.width, 1024, generator=noise), intercept=torch.zeros(space.width),
+        logits=torch.randn(8, space.width, generator=noise), keep=(), shares=torch.ones(8),
+        prices=torch.zeros(8), usage=torch.full((8,), 1 / 8),
+    )  # fmt: skip
+    x = torch.randn(1, 4, 32, 32, generator=noise)
+    text = torch.randn(1, 77, 1024, generator=noise)
+    embedding = torch.randn(1, 1024, generator=noise)
+    with torch.inference_mode():
+        step = compare(
+            lambda: unet(x, 500, encoder_hidden_states=text), lambda: router.route(embedding),
+            seconds=5.0, clock="cpu",
+        )  # fmt: skip
+    return step.median
 
 
 def mean(rows: list[dict[str, Any]], name: str, of: str = "all") -> float:
@@ -272,8 +321,12 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     off = max(abs(a["share"] / ROUTER.target - 1) for a in about)
     hard = max(abs(a["share of hard"] / ROUTER.target - 1) for a in about)
     singles = [f"{m}, finetuned" for m in STATIC if f"{m}, finetuned" in rows[0]]
-    best = max(mean(rows, name) for name in singles)
-    ours = mean(rows, "aptp, finetuned")
+
+    def above(single: str) -> float:
+        """On the seeds that both were measured on."""
+        both = [r for r in rows if single in r]
+        return 100 * (mean(both, "aptp, finetuned") - mean(both, single))
+
     speed = [r["speed"] for r in rows if "speed" in r]
     goals = [
         goal("multiply-adds off the target, held out", 100 * off, 2, unit="%", at_least=False),
@@ -282,13 +335,14 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         goal("largest cosine of two codes", max(a["likeness"] for a in about), 0.95,
              at_least=False),
         goal("least Spearman of difficulty and cost", min(a["spearman"] for a in about), 0.5),
-        goal("points above the best single network", 100 * (ours - best), 0, unit="points"),
-        goal("points above one code", 100 * (ours - mean(rows, "one code, finetuned")), 0,
-             unit="points"),
+        *(goal(f"points above {name}", above(name), 0, unit="points")
+          for name in (*singles, "one code, finetuned")),
     ]  # fmt: skip
     goals += [
-        goal("routing over a denoising step", 100 * speed[0]["routing over a step"], 1, unit="%",
-             at_least=False),
+        *(
+            goal(name, 100 * speed[0][name], 1, unit="%", at_least=False)
+            for name in speed[0] if name.startswith("routing over a step")
+        ),
         goal("batch of 7 against single calls", speed[0]["batch against single"], 1e-5,
              at_least=False),
         goal("time of a mixed batch over dense", speed[0]["time of a mixed batch over dense"], 1,
@@ -300,9 +354,9 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--captions", type=int, default=300, help="Held out, of each seed.")
-    made.add_argument("--training", type=int, default=600, help="Training captions of each seed.")
-    made.add_argument("--updates", type=int, default=600, help="Of finetuning, of all experts.")
+    made.add_argument("--captions", type=int, default=150, help="Held out, of each seed.")
+    made.add_argument("--training", type=int, default=300, help="Training captions of each seed.")
+    made.add_argument("--updates", type=int, default=240, help="Of finetuning, 16 captions each.")
     made.add_argument("--singles", default=",".join(STATIC), help="Single networks to prune.")
     made.add_argument("--work", type=Path, default=Path("runs/aptp"), help="What is finished.")
     options = made.parse_args()
@@ -313,9 +367,9 @@ def main() -> None:
     for seed in range(options.seeds):
         s = Seed(seed, options)
         measure_router(s, "about router")
-        measure_router(s, "about no transport", transport=False)
         measure_quality(s)
         if seed == 0:
+            measure_router(s, "about no transport", transport=False)
             measure_speed(s)
         rows.append(s.rows)
     show(rows)

@@ -126,16 +126,26 @@ def _say_experts(owner: Any) -> None:
 @click.argument("output", type=PATH)
 @options_from(FinetuneConfig)
 @_CAPTIONS
+@click.option(
+    "--common", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+    help="Share of the updates in which experts learn together, as parts of one network.",
+)  # fmt: skip
 @click.option("--dense", type=PATH, help="Folder of the dense pipeline, if MODEL has none.")
 @click.option("--cache", type=PATH, help="Folder for the dense model's images.")
+@click.option(
+    "--store", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+    show_default=True, help="Type of the weights that are written; training has float32.",
+)  # fmt: skip
 @_DEVICE
 def finetune(
     model: Path,
     output: Path,
     config_file: Path | None,
     captions: Path,
+    common: float,
     dense: Path | None,
     cache: Path | None,
+    store: str,
     device: str,
     **options: Any,
 ) -> None:
@@ -143,6 +153,8 @@ def finetune(
 
     Interrupted, the same command goes on from the folder OUTPUT.checkpoints.
     """
+    import torch
+
     from ...engine.folder import refuse_existing
     from .finetune import finetune_experts
 
@@ -153,8 +165,10 @@ def finetune(
     teacher = open_folder(dense, device, "float32") if dense is not None else None
     checkpoints = output.with_name(f"{output.name}.checkpoints")
     tuned = finetune_experts(
-        owner, prompts, config, teacher=teacher, checkpoints=checkpoints, cache=cache
-    )
+        owner, prompts, config, common=common, teacher=teacher, checkpoints=checkpoints,
+        cache=cache,
+    )  # fmt: skip
+    tuned.pipe.to(getattr(torch, store))  # experts take after it
     tuned.save(output)
     shutil.rmtree(checkpoints, ignore_errors=True)
     click.echo(f"routed pipeline  {output}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from ...core import Gates, Keep, Units, open_ratio, price, split
@@ -19,6 +20,54 @@ from ..units import kind_of, units_of
 from .config import AptpConfig
 
 _OPEN = 0.5  # what a gate must exceed for its unit to stay
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a code's numbers belong, as indices, so that no step of routing goes group by group.
+
+    order, back: the blocks as they stay, and from there to where they stand; members: of each
+    group that may not vanish, short ones padded with their first; block: that of each number's
+    group, itself where there is none, with inside telling which; weight: 1 / sqrt(group's size).
+    """
+
+    order: Int[Tensor, "J"]
+    back: Int[Tensor, "J"]
+    members: Int[Tensor, "G S"]
+    block: Int[Tensor, "U"]
+    inside: Bool[Tensor, "U"]
+    weight: Float[Tensor, "U"]
+
+    @classmethod
+    def of(cls, units: Sequence[Units], order: Sequence[int]) -> Places:
+        """Those of a space."""
+        starts = dict(zip((u.name for u in units), _starts(units), strict=True))
+        longest = max(u.size for u in units)
+        members = [
+            starts[u.name] + torch.arange(longest) % u.size for u in units if u.bypass is None
+        ]
+        of_unit = [starts[u.inside if u.inside is not None else u.name] for u in units]
+        sizes = torch.tensor([u.size for u in units])
+        nested = torch.tensor([u.inside is not None for u in units])
+        stays = torch.tensor(order, dtype=torch.long)
+        return cls(
+            order=stays,
+            back=stays.argsort(),
+            members=torch.stack(members) if members else torch.zeros(0, 1, dtype=torch.long),
+            block=torch.tensor(of_unit).repeat_interleave(sizes),
+            inside=nested.repeat_interleave(sizes),
+            weight=sizes.float().rsqrt().repeat_interleave(sizes),
+        )
+
+    def to(self, device: torch.device) -> Places:
+        """The same on a device."""
+        if self.weight.device == device:
+            return self
+        return Places(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def _starts(units: Sequence[Units]) -> list[int]:
+    return list(accumulate((u.size for u in units[:-1]), initial=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +82,11 @@ class Space:
     units: tuple[Units, ...]
     order: tuple[int, ...]
     total: float
+    places: Places = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Finds `places`."""
+        object.__setattr__(self, "places", Places.of(self.units, self.order))
 
     @property
     def width(self) -> int:
@@ -204,15 +258,28 @@ class SoftCode:
         self, logits: Float[Tensor, "... U"], generator: Generator | None = None
     ) -> dict[str, Tensor]:
         """Soft gates by name; with a generator noisy, as in training."""
+        return dict(split(self._soft(logits, generator), self.space.units))
+
+    def vector(self, logits: Float[Tensor, "... U"]) -> Float[Tensor, "... U"]:
+        """n(GS(logits)), without noise: what `similarity_vector` makes of `gates`, in one go."""
+        return self._similar(self._soft(logits, None))
+
+    def _soft(self, logits: Tensor, generator: Generator | None) -> Tensor:
         x = self._ordered(logits.float())
         if generator is not None:
             x = x + self._drawn(x, generator)
-        soft = ((x + self.bias) / self.tau).sigmoid()
-        parts = split(soft, self.space.units)
-        return {
-            u.name: _never_empty(parts[u.name]) if u.bypass is None else parts[u.name]
-            for u in self.space.units
-        }
+        return self._never_empty(((x + self.bias) / self.tau).sigmoid())
+
+    def _never_empty(self, gates: Tensor) -> Tensor:
+        """Where all gates of a group are below 1/2, the largest has 1/2 more: none may vanish."""
+        members = self.space.places.to(gates.device).members
+        groups = gates.detach()[..., members]
+        largest, best = groups.max(-1)
+        empty = largest < _OPEN
+        if not empty.any():
+            return gates
+        position = members.expand(groups.shape).gather(-1, best[..., None])[..., 0]
+        return gates.scatter_add(-1, position, _OPEN * empty.to(gates.dtype))
 
     def hard(self, logits: Float[Tensor, "U"], shift: float = 0.0) -> Keep:
         """Indices that stay: gates above 1/2 without noise, with `shift` added to all logits."""
@@ -234,12 +301,11 @@ class SoftCode:
         count = len(self.space.order)
         if not count:
             return x
-        order = torch.tensor(self.space.order, device=x.device)
-        p = x[..., :count].index_select(-1, order).softmax(-1)
+        places = self.space.places.to(x.device)
+        p = x[..., :count].index_select(-1, places.order).softmax(-1)
         stays = p.flip(-1).cumsum(-1).flip(-1).clamp(1e-6, 1 - 1e-6)
         logit = stays.log() - (-stays).log1p()
-        back = order.argsort()
-        return torch.cat([logit.index_select(-1, back), x[..., count:]], -1)
+        return torch.cat([logit.index_select(-1, places.back), x[..., count:]], -1)
 
     def _drawn(self, x: Tensor, generator: Generator) -> Tensor:
         u = torch.rand(x.shape, generator=generator, device=x.device).clamp(1e-6, 1 - 1e-6)
@@ -249,18 +315,12 @@ class SoftCode:
 
     def similarity_vector(self, gates: Gates) -> Float[Tensor, "... U"]:
         """n(a): gates times their block's, over the root of the group's size; unit norm."""
-        parts = []
-        for u in self.space.units:
-            part = gates[u.name] / u.size**0.5
-            parts.append(part * gates[u.inside] if u.inside is not None else part)
-        return F.normalize(torch.cat(parts, -1), dim=-1)
+        return self._similar(torch.cat([gates[u.name] for u in self.space.units], -1))
 
-
-def _never_empty(gates: Tensor) -> Tensor:
-    """A group whose gates are all below 1/2 has 1/2 added to its largest: no group may vanish."""
-    best = F.one_hot(gates.argmax(-1), gates.shape[-1]).to(gates.dtype)
-    empty = (gates.amax(-1, keepdim=True) < _OPEN).to(gates.dtype)
-    return gates + _OPEN * best * empty
+    def _similar(self, gates: Tensor) -> Tensor:
+        places = self.space.places.to(gates.device)
+        blocks = torch.where(places.inside, gates.index_select(-1, places.block), 1.0)
+        return F.normalize(gates * blocks * places.weight, dim=-1)
 
 
 def as_gates(keep: Keep, space: Space) -> dict[str, Tensor]:

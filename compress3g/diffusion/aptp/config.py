@@ -52,6 +52,9 @@ class AptpConfig:
     learning_rate: float = option(2e-4, "Of AdamW, after a warm-up of 100 steps.")
     tau: float = option(0.4, "Temperature of the gates.")
     bias: float = option(3.0, "Added to the gates' logits: they start nearly open.")
+    start: Literal["open", "magnitude"] = option(
+        "open", "Of the gates: nearly open, as released; or at the budget, large weights (ours)."
+    )
     noise: Literal["logistic", "gumbel"] = option(
         "logistic", "Of the gates: zero on average (ours), or one Gumbel variable as released."
     )
@@ -76,3 +79,5 @@ class AptpConfig:
         check_ranges(self, _RANGES)
         if self.noise not in ("logistic", "gumbel"):
             raise ConfigError(f"--noise {self.noise!r} is unknown: choose logistic or gumbel")
+        if self.start not in ("open", "magnitude"):
+            raise ConfigError(f"--start {self.start!r} is unknown: choose open or magnitude")

@@ -188,10 +188,13 @@ def _arguments(pipe: Any, prompts: Sequence[str], steps: int) -> tuple[dict[str,
 
 
 def has_rows(name: str, value: Any, rows: int) -> bool:
-    """Whether an argument has one row per prompt; positions of tokens never have."""
+    """Whether an argument has one row per prompt; positions of tokens never have.
+
+    Stable Diffusion XL's time_ids are sizes and crops, one row for each image.
+    """
     if isinstance(value, dict):
         return any(has_rows(k, v, rows) for k, v in value.items())
-    place = name.endswith("_ids") or name.endswith("rotary_emb")
+    place = name.endswith(("_ids", "rotary_emb")) and name != "time_ids"
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows and not place
 
 

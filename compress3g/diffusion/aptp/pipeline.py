@@ -125,7 +125,7 @@ class AptpPipeline:
             found.append(embedding_in(arguments)[-len(prompts) :])
             raise _Seen
 
-        with _instead(denoiser, look), self._until_seen():
+        with instead(denoiser, look), self._until_seen():
             generate(self.pipe, prompts, steps=2, guidance=1.0, output="latent")
         return found[0]
 
@@ -197,7 +197,7 @@ class AptpPipeline:
                     raise _Seen
             return self._answer(own, arguments, self.last.experts)
 
-        with _instead(denoiser_of(self.pipe)[1], routed), self._until_seen():
+        with instead(denoiser_of(self.pipe)[1], routed), self._until_seen():
             return self.pipe(**options)
         for g, state in zip(generators, states, strict=True):
             g.set_state(state)
@@ -293,7 +293,7 @@ class _Handle:
 
 
 @contextmanager
-def _instead(denoiser: Any, answer: Callable[[Answer, dict[str, Any]], Any]) -> Iterator[None]:
+def instead(denoiser: Any, answer: Callable[[Answer, dict[str, Any]], Any]) -> Iterator[None]:
     """Calls of a denoiser go to `answer`, with the function that would have run."""
     original, own = denoiser.forward, vars(denoiser).get("forward")
     signature = inspect.signature(original)

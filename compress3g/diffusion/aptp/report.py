@@ -26,13 +26,16 @@ _STYLE = (
     + """
 .share { height: 12px; border-radius: 6px; background: var(--rule); margin: 6px 0 12px; }
 .share div { height: 100%; border-radius: 6px; background: var(--one); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 14px;
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 14px;
   margin-top: 12px; }
 .pictures img { width: 100%; image-rendering: pixelated; border-radius: 6px; display: block; }
 .pictures figcaption { font-size: 12px; color: var(--soft); line-height: 1.35; margin-top: 4px; }
 figure { margin: 0; }
 .words span { display: inline-block; border: 1px solid var(--rule); border-radius: 12px;
   padding: 1px 10px; margin: 0 4px 4px 0; font-size: 13px; }
+details { margin-top: 14px; }
+summary { cursor: pointer; color: var(--soft); }
+details ul { margin: 8px 0 0; padding-left: 18px; columns: 2; font-size: 13px; }
 """
 )
 
@@ -98,9 +101,10 @@ def write_report(
         f"multiply-adds; the router was asked for {owner.router.config.target:.1%}.</p>"
     )
     page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>Where prompts go</title><style>{_STYLE}</style><main>{body}{''.join(parts)}</main>"
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Where prompts go</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n{''.join(parts)}\n</main>\n</body>\n</html>\n"
     )
     atomic_write(path, lambda file: file.write(page.encode()))
 
@@ -108,7 +112,7 @@ def write_report(
 def _table(found: Sequence[Cluster], count: int) -> str:
     rows = "".join(
         f"<tr><td>expert {c.index}</td><td>{c.share:.1%}</td><td>{c.params:,}</td>"
-        f"<td>{c.bypassed}</td><td>{len(c.prompts) / count:.1%}</td></tr>"
+        f"<td>{c.bypassed}</td><td>{len(c.prompts):,} ({len(c.prompts) / count:.1%})</td></tr>"
         for c in found
     )
     head = "<th></th><th>multiply-adds</th><th>parameters</th><th>blocks bypassed</th>"
@@ -117,13 +121,18 @@ def _table(found: Sequence[Cluster], count: int) -> str:
 
 def _section(c: Cluster, count: int, pictures: str) -> str:
     words = "".join(f"<span>{escape(w)}</span>" for w in c.words)
-    said = f"{len(c.prompts):,} of {count:,} prompts"
+    said = f"{len(c.prompts):,} of {count:,} prompts come here"
     if not c.prompts:
         said = "no prompt of this file comes here"
+    elif words:
+        said += "; these words are more frequent in them than in the others:"
+    listed = "".join(f"<li>{escape(p)}</li>" for p in c.prompts)
+    every = f"<details><summary>all of them</summary><ul>{listed}</ul></details>"
     return (
         f"<section><h2>Expert {c.index}: {c.share:.1%} of the multiply-adds</h2>"
         f'<div class="share"><div style="width:{100 * c.share:.1f}%"></div></div>'
-        f'<p class="soft">{said}</p><p class="words">{words}</p>{pictures}</section>'
+        f'<p class="soft">{said}</p><p class="words">{words}</p>{pictures}'
+        f"{every if c.prompts else ''}</section>"
     )
 
 

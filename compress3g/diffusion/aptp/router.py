@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -49,6 +50,11 @@ class Router:
     usage: Float[Tensor, "N"]
     tilt: float = 0.0
     history: tuple[dict[str, float], ...] = ()
+    vectors: Float[Tensor, "N U"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Finds `vectors`, which no prompt changes."""
+        object.__setattr__(self, "vectors", self.code.vector(self.logits))
 
     @property
     def code(self) -> SoftCode:
@@ -66,13 +72,8 @@ class Router:
 
     def similarities(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b N"]:
         """Cosines n(GS(e)) . n(a), without noise."""
-        code = self.code
-        e = self.standard(embeddings) @ self.weight.T + self.intercept
-        ours = code.similarity_vector(code.gates(e))
-        return ours @ self._vectors().T
-
-    def _vectors(self) -> Float[Tensor, "N U"]:
-        return self.code.similarity_vector(self.code.gates(self.logits))
+        e = F.linear(self.standard(embeddings), self.weight, self.intercept)
+        return self.code.vector(e) @ self.vectors.T
 
     def route(self, embeddings: Float[Tensor, "b d"]) -> Int[Tensor, "b"]:
         """The expert of each row: the most similar code, at the codes' prices."""

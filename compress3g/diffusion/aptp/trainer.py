@@ -32,6 +32,7 @@ from .corpus import Corpus, Sample
 from .encoder import PIPELINE
 from .harden import hardened
 from .router import Predictor, Router
+from .start import by_magnitude
 from .transport import Recent, transport
 
 _log = logging.getLogger(__name__)
@@ -103,11 +104,18 @@ class _Training:
         self.z = (found - self.mean) / max(self.scale, 1e-12)
         generator = seeded_generator(config.seed, 0)
         self.predictor = Predictor(self.z.shape[1], self.space, generator).to(self.device)
+        if config.start == "magnitude":
+            first = by_magnitude(self.denoiser, self.space, config.target) - config.bias
+            with torch.no_grad():
+                self.predictor.linear.bias.copy_(first)
         codes = torch.empty(config.experts, self.space.width)
         nn.init.orthogonal_(codes, generator=generator)
         self.codes = nn.Parameter(codes.to(self.device))
-        learnt = [*self.predictor.parameters(), self.codes]
-        self.adam = torch.optim.AdamW(learnt, lr=config.learning_rate, weight_decay=0.0)
+        # Adam moves all numbers alike, and a logit W z is the sum of as many as z has.
+        self._rates = (config.learning_rate / self.z.shape[1], config.learning_rate)
+        learnt = ([self.predictor.linear.weight], [self.predictor.linear.bias, self.codes])
+        groups = [{"params": p, "lr": r} for p, r in zip(learnt, self._rates, strict=True)]
+        self.adam = torch.optim.AdamW(groups, weight_decay=0.0)
         self._recent = Recent(4 * config.experts)
         self._blocks = [str(b.bypass) for b in blocks_of(self.denoiser)]
         self.done = 0
@@ -142,8 +150,8 @@ class _Training:
                 "smaller --learning-rate"
             )
         self._share_gradients()
-        for group in self.adam.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (self.done + 1) / _LR_WARMUP)
+        for group, rate in zip(self.adam.param_groups, self._rates, strict=True):
+            group["lr"] = rate * min(1.0, (self.done + 1) / _LR_WARMUP)
         self.adam.step()
         self.done += 1
         record = {name: float(t.detach()) for name, t in terms.items()}
@@ -208,12 +216,12 @@ class _Training:
         """
         with torch.no_grad():
             logits = self.predictor(self.z.to(self.device))
-            vectors = self.code.similarity_vector(self.code.gates(logits))
+            vectors = self.code.vector(logits)
             generator = seeded_generator(self.config.seed, 3)
             first = torch.randperm(len(logits), generator=generator)[: self.config.experts]
             codes = logits[first]
             for _ in range(_CLUSTERING):
-                theirs = self.code.similarity_vector(self.code.gates(codes))
+                theirs = self.code.vector(codes)
                 plan, _ = transport(vectors @ theirs.T, epsilon=self.config.sinkhorn, iterations=50)
                 share = plan / plan.sum(0, keepdim=True)
                 codes = share.T @ logits

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from compress3g.cli.main import main
 from compress3g.diffusion.aptp.config import AptpConfig
@@ -94,6 +95,19 @@ def test_finetune_leaves_a_pipeline_of_trained_experts(work, tmp_path, capsys):
     assert "finetuned" in capsys.readouterr().out
     assert run("finetune", tmp_path / "tuned", tmp_path / "twice", *words) == 2
     assert "give the dense pipeline" in capsys.readouterr().err
+
+
+def test_finetuned_experts_can_be_stored_in_half_the_space(work, tmp_path, capsys):
+    words = ("--captions", work / "captions.txt", "--updates", 1, "--batch", 2, "--steps", 3)
+    for store in ("float32", "float16"):
+        folder = tmp_path / store
+        assert run("finetune", work / "routed", folder, *words, "--store", store) == 0
+        for i in (0, 1):
+            expert = folder / ("pipeline/unet" if i == 0 else "experts/1")
+            tensors = load_file(next(expert.glob("*.safetensors")))
+            assert {str(t.dtype) for t in tensors.values()} == {f"torch.{store}"}
+    file = tmp_path / "sheet.png"
+    assert run("generate", tmp_path / "float16", "-o", file, "--steps", 2, "--prompt", "a red") == 0
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,46 @@ def test_similarity_counts_groups_alike_and_closed_blocks_not_at_all(unet):
     assert {u.name: float(p.abs().sum()) for u, p in _parts(closed, found)}[child.name] == 0
 
 
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.floats(0.5, 30))
+def test_going_by_indices_is_going_group_by_group(unet, seed, scale):
+    _, found = unet
+    code, z = SoftCode(found), logits(found, seed, scale)
+    soft = ((code._ordered(z).double() + code.bias) / code.tau).sigmoid()
+    by_name = dict(zip((u.name for u in found.units), soft.split(sizes(found)), strict=True))
+    for u in found.units:
+        part = by_name[u.name]
+        if u.bypass is None and float(part.max()) < 0.5:
+            part[part.argmax()] += 0.5
+    found_gates = code.gates(z)
+    assert all(torch.allclose(found_gates[n].double(), by_name[n], atol=1e-6) for n in by_name)
+    parts = []
+    for u in found.units:
+        open_ = by_name[u.inside] if u.inside is not None else 1.0
+        parts.append(by_name[u.name] * open_ / u.size**0.5)
+    wanted = torch.cat(parts) / torch.cat(parts).norm()
+    # Float32 against float64 sums of at most some hundred numbers.
+    assert torch.allclose(code.vector(z).double(), wanted, atol=1e-6)
+    assert torch.equal(code.vector(z), code.similarity_vector(found_gates))
+
+
+def test_gradients_reach_the_gates_of_a_group_that_would_vanish(unet):
+    _, found = unet
+    code = SoftCode(found)
+    z = (logits(found, 7, 1.0) - 4).requires_grad_()
+    weights = torch.rand(found.width, generator=torch.Generator().manual_seed(0))
+    (torch.cat([*code.gates(z).values()]) * weights).sum().backward()
+    widths = z.grad[len(found.order) :]
+    slope = ((z.detach() + code.bias) / code.tau).sigmoid()[len(found.order) :]
+    # d sigmoid(x / tau) = s (1 - s) / tau; what is added to the largest is constant.
+    wanted = weights[len(found.order) :] * slope * (1 - slope) / code.tau
+    assert torch.allclose(widths, wanted, rtol=1e-4, atol=1e-9)
+
+
+def sizes(found):
+    return [u.size for u in found.units]
+
+
 def _parts(vector, found):
     return zip(found.units, vector.split([u.size for u in found.units]), strict=True)
 

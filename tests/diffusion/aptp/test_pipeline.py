@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from compress3g.diffusion.aptp import AptpPipeline
-from compress3g.diffusion.aptp.finetune import finetune_experts
-from compress3g.diffusion.finetune import FinetuneConfig
+from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, train_router
+from compress3g.diffusion.aptp.corpus import Corpus
+from compress3g.diffusion.aptp.experts import expert_of
+from compress3g.diffusion.aptp.finetune import finetune_experts, its_part, learn_together
+from compress3g.diffusion.finetune import FinetuneConfig, finetune
 from compress3g.diffusion.pipelines import generate
 from compress3g.errors import ConfigError
 
+from ..pipelines import OPTIONS, pipeline
 from .conftest import PROMPTS
 
 SEVEN = PROMPTS[:7]
@@ -149,3 +157,68 @@ def test_experts_learn_from_their_prompts_and_the_dense_network_does_not(routed,
     assert torch.equal(latents(again, SEVEN), latents(tuned, SEVEN))
     with pytest.raises(ConfigError, match="no dense denoiser"):
         finetune_experts(again, PROMPTS, config)
+
+
+@given(st.integers(1, 64), st.integers(1, 5000), st.lists(st.integers(1, 99), min_size=1))
+def test_experts_together_see_as_many_prompts_as_one_network(batch, updates, counts):
+    config = FinetuneConfig(batch=batch, updates=updates)
+    parts = [its_part(config, n / sum(counts)) for n in counts]
+    whole = batch * updates
+    for n, part in zip(counts, parts, strict=True):
+        seen, due = part.batch * part.updates, whole * n / sum(counts)
+        # Half an update more or less, and never none.
+        assert abs(seen - due) <= max(part.batch / 2, 1) + 1e-6
+    assert its_part(config, 1.0) == config
+
+
+def test_a_pipeline_with_two_text_encoders_is_routed_by_the_pooled_text_of_the_second():
+    pipe = pipeline("SDXL")
+    prompts = ["a red cat", "a blue dog", "three red cat", "a dog above a cat"]
+    how = OPTIONS["SDXL"]
+    corpus = Corpus.of(pipe, prompts, steps=3)
+    router = train_router(
+        corpus, AptpConfig(experts=2, target=0.8, steps=3, batch=4, learning_rate=0.3, bundle=4)
+    )
+    owner = AptpPipeline(pipe, router)
+    pooled = pipe.encode_prompt(prompts, device="cpu", do_classifier_free_guidance=False)[2]
+    # Rows of another batch: float32 sums in another order.
+    assert torch.allclose(owner.embed(prompts), pooled, atol=1e-5)
+    assert torch.allclose(corpus.embeddings, pooled, atol=1e-5)
+    together = latents(owner, prompts, guidance_scale=4.0, **how)
+    for i, prompt in enumerate(prompts):
+        alone = latents(owner, prompt, seed=i, guidance_scale=4.0, **how)
+        assert torch.allclose(together[i], alone[0], atol=1e-5 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_experts_that_learn_together_learn_from_each_other_and_are_parts_of_one_network(
+    routed, pipe, guidance, tmp_path
+):
+    before = {n: p.clone() for n, p in pipe.unet.named_parameters()}
+    chosen = routed.route(PROMPTS).experts
+    lone = int(chosen[0])
+    mine = [p for p, i in zip(PROMPTS, chosen.tolist(), strict=True) if i == lone]
+    config = FinetuneConfig(
+        method="full", updates=3, batch=len(mine), steps=3, learning_rate=1e-3, guidance=guidance
+    )
+    whole = learn_together(routed, mine, config, teacher=pipe)
+    assert all(torch.equal(p, before[n]) for n, p in pipe.unet.named_parameters())
+    assert "forward" not in vars(whole)
+    together = expert_of(whole, routed.router.space, routed.router.keep[lone], index=lone)
+    # Prompts of one expert alone: masked learning is what the cut network learns by itself.
+    student = copy.copy(pipe)
+    student.register_modules(unet=copy.deepcopy(routed.expert(lone)))
+    finetune(student, pipe, mine, config)
+    before_cut = routed.expert(lone).state_dict()
+    moved = 0.0
+    for name, p in together.state_dict().items():
+        # Adam's first steps are signs: where a gradient is rounding, one may go either way.
+        assert float((p - student.unet.state_dict()[name]).abs().mean()) < 2e-4
+        moved = max(moved, float((p - before_cut[name]).abs().max()))
+    assert moved > 1e-3
+
+
+def test_a_common_part_needs_the_pipelines_own_text(routed):
+    routed.router = dataclasses.replace(routed.router, encoder="somewhere")
+    with pytest.raises(ConfigError, match="pipeline's text"):
+        finetune_experts(routed, PROMPTS, FinetuneConfig(updates=2), common=1.0)

@@ -1,0 +1,50 @@
+"""Gates that start at the budget are those of a network that magnitude pruning would leave."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from compress3g.criteria.magnitude import magnitude
+from compress3g.diffusion.aptp.codes import SoftCode, as_gates, space_of
+from compress3g.diffusion.aptp.start import by_magnitude
+from compress3g.diffusion.aptp.trainer import _Training
+
+from ..tiny import ARCHITECTURES, FAMILIES, dense_copy
+from .conftest import CONFIG
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("depth", [True, False])
+def test_the_budget_is_met_by_the_largest_weights_of_every_group(name, depth):
+    model = dense_copy(name)
+    found = space_of(model, lambda m: ARCHITECTURES[name].run(m, 1), depth=depth, bundle=8)
+    least = float(found.share(found._least()))
+    target = (1 + least) / 2
+    code = SoftCode(found)
+    logits = by_magnitude(model, found, target) - code.bias
+    keep = code.hard(logits)
+    widths = [u for u in found.units if u.bypass is None]
+    share = float(found.share(as_gates(keep, found)))
+    # Groups of the same size lose a unit at once, at the same rank.
+    together = max(
+        sum(u.cost["flops"] for u in widths if u.size == size) for size in {u.size for u in widths}
+    )
+    if not depth:
+        assert target - 1e-6 <= share <= target + together / found.total + 1e-6
+    for u in widths:
+        scores = magnitude(model, [u])[u.name]
+        kept = torch.zeros(u.size, dtype=torch.bool).index_fill(0, keep[u.name], True)
+        if kept.any() and not kept.all():
+            assert float(scores[kept].min()) >= float(scores[~kept].max())
+
+
+def test_training_starts_there(corpus):
+    config = dataclasses.replace(CONFIG, start="magnitude", depth=False)
+    training = _Training(corpus, config, None, "pipeline")
+    nothing = torch.zeros(1, training.z.shape[1])
+    keep = training.code.hard(training.predictor(nothing)[0])
+    share = float(training.space.share(as_gates(keep, training.space)))
+    assert share == pytest.approx(config.target, abs=0.1)  # tiny groups: a unit is much
