@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,7 +235,8 @@ def _rank(number, folder, queue):
     dist.destroy_process_group()
 
 
-def test_two_processes_make_the_same_plan(tmp_path):
+def test_two_processes_make_the_same_plan(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where new processes find this module
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     both = [context.Process(target=_rank, args=(i, tmp_path, queue)) for i in range(2)]
