@@ -43,8 +43,8 @@ OBJECTS = (1, 2, 4)
 STEPS, GUIDANCE = 12, 3.0
 # Chosen on training captions of seed 0 alone.
 ROUTER = AptpConfig(
-    experts=4, start="magnitude", depth=False, steps=200, batch=24, warmup=0.2,
-    learning_rate=0.05, distill=5.0, blocks=1.0, resource=20.0, spread=20.0, inference_steps=STEPS,
+    experts=4, depth=False, steps=250, batch=24, learning_rate=0.06, distill=5.0, blocks=1.0,
+    resource=20.0, spread=0.5, inference_steps=STEPS,
 )  # fmt: skip
 COMMON = 0.75  # of the experts' updates
 # Each expert's call has a fixed cost, which four small calls pay four times.
@@ -93,7 +93,8 @@ class Seed:
         known = options.singles.split(",")[: None if seed == 0 else 1]
         self.singles = STATIC[:1] if options.quick else known
         if options.quick:
-            self.config, self.updates = replace(self.config, steps=20, batch=8), 4
+            fast = replace(self.config, steps=20, batch=8, learning_rate=1.0)
+            self.config, self.updates = fast, 4
         noise = np.random.default_rng(seed)
         latents = (draw(self.training, noise) - MEAN) / SCALE
         self.corpus = Corpus.of(self.pipe, texts(self.training), latents=latents, steps=STEPS)

@@ -49,7 +49,9 @@ class AptpConfig:
     warmup: float = option(
         0.1, "Share of the steps in which every prompt has a network of its own."
     )
-    learning_rate: float = option(2e-4, "Of AdamW, after a warm-up of 100 steps.")
+    learning_rate: float = option(
+        0.0128, "Of AdamW, after a warm-up of 100 steps; released 2e-4 x 64 prompts."
+    )
     tau: float = option(0.4, "Temperature of the gates.")
     bias: float = option(3.0, "Added to the gates' logits: they start nearly open.")
     start: Literal["open", "magnitude"] = option(
