@@ -49,15 +49,19 @@ def adapted(model: Any, parts: Any, rank: int = 8) -> Any:
     return peft.get_peft_model(model, lora).train()
 
 
-def cut(heads: float, neurons: int) -> Any:
-    """A model with as many units as a plan of these ratios leaves, adapters as after a cut."""
+def cut(heads: float, neurons: int, *, light: bool = True) -> Any:
+    """A model with as many units as a plan of these ratios leaves, adapters as after a cut.
+
+    light: with the dropout that runs of ours have, else with the library's.
+    """
     model = base()
     keep = {}
     for u in units_of(model):
         stay = neurons if u.name.endswith("neurons") else round((1 - heads) * u.size)
         keep[u.name] = torch.arange(stay)
     small = adapted(materialize(model, units_of(model), keep), QV, 4)
-    lighten_dropout(small)  # as a run of ours has it
+    if light:
+        lighten_dropout(small)
     return small
 
 
@@ -108,6 +112,10 @@ def speed(seconds: float, tried: list[str]) -> dict[str, Any]:
             ratio = compare(step_of(small), step_of(model), seconds=seconds, clock="cpu")
             row[f"step vs {against}"] = [ratio.median, ratio.low, ratio.high]
             row[f"saved vs {against}"] = kept_bytes(small) / kept_bytes(model)
+        stock = cut(*SETTINGS[name], light=False)
+        ratio = compare(step_of(stock), step_of(plain["qv"]), seconds=seconds, clock="cpu")
+        row["step vs qv, the library's dropout"] = [ratio.median, ratio.low, ratio.high]
+        row["saved vs qv, the library's dropout"] = kept_bytes(stock) / kept_bytes(plain["qv"])
         dense = forward_of(adapted(base(), QV))
         ratio = compare(forward_of(cut(*SETTINGS[name])), dense, seconds=seconds, clock="cpu")
         row["inference"] = [ratio.median, ratio.low, ratio.high]
