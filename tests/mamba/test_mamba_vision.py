@@ -20,9 +20,7 @@ from compress3g.mamba import (
     create_model,
     feature_map,
     flops,
-    load_checkpoint,
     preset,
-    remove_patch,
     save_checkpoint,
 )
 from compress3g.mamba.holes import Holes
@@ -32,39 +30,14 @@ from compress3g.mamba.pictures import Preprocess
 from compress3g.profile import size_of
 
 from .plain_windows import logits, mixer
+from .small_models import VISION, vision_model
 
-# 8x12 patches in six windows of 4, then 4x6 in four windows of 3, two of them reaching beyond.
-SMALL = {
-    "image": (128, 192), "width": 8, "stem": 4, "depths": (1, 1, 5, 3), "heads": (1, 1, 2, 4),
-    "windows": (8, 8, 4, 3), "classes": 5,
-}  # fmt: skip
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 over eight blocks
-
-
-def model_of(**sizes):
-    torch.manual_seed(0)
-    model = MambaVision(MambaVisionConfig(**SMALL | sizes))
-    with torch.no_grad():  # what stands in a token shall matter to the others
-        for name, parameter in model.named_parameters():
-            if name.endswith(("in_proj.weight", "x_proj.weight", "qkv.weight")):
-                parameter.mul_(12)
-            elif name.endswith(("dt_proj.bias",)):
-                parameter.add_(1)
-            elif name.endswith(("out_proj.weight", "mixer.proj.weight")):
-                parameter.mul_(8)
-            elif "gamma" in name:
-                parameter.uniform_(0.5, 1.5)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(0, 0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-    return model.eval()
 
 
 @pytest.fixture
 def model():
-    return model_of()
+    return vision_model()
 
 
 @pytest.fixture
@@ -91,7 +64,7 @@ def test_totals_and_cost_are_the_published_ones(name, millions, giga):
 @pytest.mark.parametrize("sizes", [{}, {"double_bias": False, "layer_scale": True}])
 @pytest.mark.parametrize("keep", [1.0, 0.55, 0.05])
 def test_logits_are_those_of_a_plain_restatement(images, sizes, keep):
-    model = model_of(**sizes)
+    model = vision_model(**sizes)
     apply_patch(model, PruneConfig(schedule=schedule(keep)))
     with torch.no_grad():
         got = model(images)
@@ -108,7 +81,7 @@ def test_logits_are_those_of_a_plain_restatement(images, sizes, keep):
 def test_mixers_know_every_hole(data, conv, align):
     size = data.draw(st.integers(1, 12))
     kept = sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1)))
-    block = model_of().levels[2].blocks[0].mixer
+    block = vision_model().levels[2].blocks[0].mixer
     x = torch.randn(1, len(kept), 32, generator=torch.Generator().manual_seed(size))
     holes = Holes(positions=torch.tensor([kept]), length=size, align=align, conv_align=conv)
     with torch.no_grad():
@@ -133,28 +106,6 @@ def test_windows_come_apart_and_together(high, wide, side):
     assert shown.shape[0] == 2
     assert (shown[:, :padding] == -1).all()
     assert shown[:, padding:].tolist() == [list(range(high * wide))] * 2
-
-
-@pytest.mark.parametrize(
-    "align", ["none", "hold", "current", "previous", "mean", "bias", "learned"]
-)
-def test_images_of_a_batch_are_pruned_as_if_each_were_alone(model, images, align):
-    apply_patch(model, PruneConfig(schedule=schedule(), align=align), trace=True)
-    together = model(images)
-    assert len({tuple(row) for row in model._token_info.kept[1].tolist()}) > 1
-    alone = torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, **CLOSE)
-
-
-def test_keeping_everything_is_the_dense_model_and_patches_come_off(model, images):
-    dense, names = model(images), list(model.state_dict())
-    apply_patch(model, keep_ratio=1.0, layers=(1, 6))
-    assert torch.equal(model(images), dense)
-    apply_patch(model, keep_ratio=0.5, layers=(1, 6))
-    assert not torch.equal(model(images), dense)
-    assert list(model.state_dict()) == names
-    remove_patch(model)
-    assert torch.equal(model(images), dense)
 
 
 def test_the_trace_has_places_in_the_image(model, images):
@@ -204,11 +155,11 @@ def test_what_it_cannot_have_is_refused(model, wrong, told):
 )
 def test_sizes_no_model_can_have_are_refused(wrong):
     with pytest.raises(ConfigError):
-        MambaVisionConfig(**SMALL | wrong)
+        MambaVisionConfig(**VISION | wrong)
 
 
 def test_gradients_reach_every_weight_through_pruning(images):
-    model = model_of(layer_scale=True).train()
+    model = vision_model(layer_scale=True).train()
     pruning = apply_patch(model, PruneConfig(schedule=schedule(), align="learned"))
     assert pruning.gates.shape == (8, 1, 32)
     model(images).square().sum().backward()
@@ -218,19 +169,10 @@ def test_gradients_reach_every_weight_through_pruning(images):
 
 def test_whole_blocks_are_left_out_in_training(images):
     """With a rate near one only the first block of all is sure to run."""
-    model = model_of(drop_path=0.999).train()
+    model = vision_model(drop_path=0.999).train()
     torch.manual_seed(0)
     assert torch.isfinite(model(images)).all()
     assert not torch.allclose(model(images), model.eval()(images))
-
-
-def test_a_folder_brings_back_the_model(model, images, tmp_path):
-    apply_patch(model, keep_ratio=0.5, layers=(1, 6))
-    look = Preprocess(size=(128, 192), mean=(0.5,) * 3, std=(0.5,) * 3)
-    save_checkpoint(tmp_path / "folder", model, look)
-    again = load_checkpoint(tmp_path / "folder")
-    assert again.model.config == model.config
-    assert torch.equal(again.model(images), model(images))
 
 
 def test_feature_maps_are_those_of_the_last_stage(model, images):
@@ -252,7 +194,7 @@ def test_the_command_line_knows_it(tmp_path, capsys):
     from PIL import Image
 
     torch.manual_seed(0)
-    sizes = SMALL | {"image": (64, 64), "classes": 3}
+    sizes = VISION | {"image": (64, 64), "classes": 3}
     look = Preprocess(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
     save_checkpoint(tmp_path / "model", MambaVision(MambaVisionConfig(**sizes)), look)
     for i in range(3):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from compress3g.errors import ConfigError
 from compress3g.mamba import (
-    PlainMamba,
     PlainMambaConfig,
     PruneConfig,
     PruneSchedule,
@@ -21,35 +20,20 @@ from compress3g.mamba import (
     flops,
     load_checkpoint,
     preset,
-    remove_patch,
-    save_checkpoint,
 )
 from compress3g.mamba.models.plain_mamba import embed_plain
 from compress3g.mamba.models.serpentine import serpentine
-from compress3g.mamba.pictures import Preprocess
 from compress3g.profile import size_of
 
 from .plain_serpentine import after_embedding, walks
+from .small_models import plain_model
 
-SMALL = {"image": (16, 20), "patch": 4, "width": 24, "depth": 3, "classes": 5, "depthwise": ()}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 over three blocks
-
-
-def model_of(**sizes):
-    torch.manual_seed(0)
-    model = PlainMamba(PlainMambaConfig(**SMALL | sizes))
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.mamba.in_proj.weight.mul_(12)
-            layer.mamba.x_proj.weight.mul_(8)
-            layer.mamba.direction_Bs.mul_(20)
-        model.pos_embed.mul_(20)
-    return model.eval()
 
 
 @pytest.fixture
 def plain():
-    return model_of()
+    return plain_model()
 
 
 @pytest.fixture
@@ -114,7 +98,7 @@ def test_orders_and_directions_are_those_of_a_walk(high, wide):
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("keep", [1.0, 0.55, 0.1])
 def test_logits_are_those_of_a_plain_restatement(images, raster, double, keep):
-    model = model_of(raster_dbc=raster, double_bias=double)
+    model = plain_model(raster_dbc=raster, double_bias=double)
     apply_patch(model, PruneConfig(schedule=schedule(keep)))
     with torch.no_grad():
         got = model(images)
@@ -129,34 +113,12 @@ def test_logits_are_those_of_a_plain_restatement(images, raster, double, keep):
 
 def test_both_quirks_matter(images):
     outputs = [
-        model_of(raster_dbc=raster, double_bias=double)(images)
+        plain_model(raster_dbc=raster, double_bias=double)(images)
         for raster in (True, False)
         for double in (True, False)
     ]
     for i, one in enumerate(outputs):
         assert not any(torch.allclose(one, other) for other in outputs[:i])
-
-
-def test_keeping_everything_is_the_dense_model_and_patches_come_off(plain, images):
-    dense, names = plain(images), list(plain.state_dict())
-    apply_patch(plain, keep_ratio=1.0, layers=(1, 2))
-    assert torch.equal(plain(images), dense)
-    apply_patch(plain, keep_ratio=0.5, layers=(1, 2))
-    assert not torch.equal(plain(images), dense)
-    assert list(plain.state_dict()) == names
-    remove_patch(plain)
-    assert torch.equal(plain(images), dense)
-
-
-@pytest.mark.parametrize(
-    "align", ["none", "hold", "current", "previous", "mean", "bias", "learned"]
-)
-def test_images_of_a_batch_are_pruned_as_if_each_were_alone(plain, images, align):
-    apply_patch(plain, PruneConfig(schedule=schedule(), align=align), trace=True)
-    together = plain(images)
-    assert len({tuple(row) for row in plain._token_info.kept[-1].tolist()}) > 1
-    alone = torch.cat([plain(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["random", "r_meeto", "utr"])
@@ -174,7 +136,7 @@ def test_naive_pruning_is_the_dense_mixer_on_the_smaller_grid(images):
     from compress3g.mamba.holes import Holes
     from compress3g.mamba.models.plain_mamba import mix_plain
 
-    mixer = model_of().layers[0].mamba
+    mixer = plain_model().layers[0].mamba
     x = torch.randn(2, 12, 24)
     holes = Holes(positions=torch.arange(12).expand(2, -1), length=20, align="none",
                   conv_align="none", grid=(3, 4))  # fmt: skip
@@ -196,7 +158,7 @@ def test_what_needs_a_class_token_or_a_sequence_is_refused(plain, wrong):
 
 
 def test_depthwise_blocks_see_holes_as_zeros(images):
-    model = model_of(depthwise=(0, 1))
+    model = plain_model(depthwise=(0, 1))
     apply_patch(model, keep_ratio=0.5, layers=(1, 2))
     together = model(images)
     alone = torch.cat([model(image[None]) for image in images])
@@ -209,13 +171,6 @@ def test_gradients_reach_every_weight_through_pruning(plain, images):
     plain(images).square().sum().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in plain.parameters())
     assert float(pruning.gates.grad.abs().max()) > 0
-
-
-def test_a_folder_brings_back_the_model(plain, images, tmp_path):
-    apply_patch(plain, keep_ratio=0.5, layers=(1, 2))
-    look = Preprocess(size=(16, 20), mean=(0.5,) * 3, std=(0.5,) * 3)
-    save_checkpoint(tmp_path / "folder", plain, look)
-    assert torch.equal(load_checkpoint(tmp_path / "folder").model(images), plain(images))
 
 
 def test_feature_maps_have_the_grid(plain, images):

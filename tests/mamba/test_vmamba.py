@@ -23,7 +23,6 @@ from compress3g.mamba import (
     flops,
     load_checkpoint,
     preset,
-    remove_patch,
     save_checkpoint,
     schedule_for_flops,
 )
@@ -34,29 +33,15 @@ from compress3g.mamba.train import _groups
 from compress3g.profile import size_of
 
 from .plain_cross import logits, mixer
+from .small_models import cross_model
 
-# 5x7 patches, then 3x4: odd sides at both strides.
-SMALL = {"image": (20, 28), "width": 12, "depths": (3, 3), "classes": 5, "mlp": 2.0}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 over six blocks
 ALIGNS = ("none", "hold", "current", "previous", "mean", "bias", "learned")
 
 
-def model_of(**sizes):
-    torch.manual_seed(0)
-    model = VMamba(VMambaConfig(**SMALL | sizes))
-    with torch.no_grad():  # what stands in a token shall matter to the others
-        for stage in model.layers:
-            for block in stage.blocks:
-                block.op.in_proj.weight.mul_(12)
-                block.op.x_proj_weight.mul_(12)
-                block.op.dt_projs_bias.add_(2)
-                block.op.out_proj.weight.mul_(8)
-    return model.eval()
-
-
 @pytest.fixture
 def model():
-    return model_of()
+    return cross_model()
 
 
 @pytest.fixture
@@ -88,7 +73,7 @@ def test_totals_and_cost_are_the_published_ones(name, changes, millions, giga):
 
 
 def test_names_of_other_times_give_the_same_model(images):
-    model = model_of()
+    model = cross_model()
     state = {}
     for name, tensor in model.state_dict().items():
         name = name.replace(".op.x_proj_weight", ".self_attention.x_proj.weight")
@@ -105,7 +90,7 @@ def test_names_of_other_times_give_the_same_model(images):
 @pytest.mark.parametrize("sizes", [{}, {"state": 3, "expand": 2.0, "conv_bias": True}])
 @pytest.mark.parametrize("keep", [1.0, 0.55, 0.05])
 def test_logits_are_those_of_a_plain_restatement(images, sizes, keep):
-    model = model_of(**sizes)
+    model = cross_model(**sizes)
     apply_patch(model, PruneConfig(schedule=schedule(keep)))
     with torch.no_grad():
         got = model(images)
@@ -121,7 +106,7 @@ def test_cross_scans_know_every_hole(high, wide, data):
     """Any kept tokens on any grid: output and score as of the walk over the whole grid."""
     cells = high * wide
     kept = sorted(data.draw(st.sets(st.integers(0, cells - 1), min_size=1)))
-    op = model_of(state=2).layers[0].blocks[0].op
+    op = cross_model(state=2).layers[0].blocks[0].op
     x = torch.randn(1, len(kept), 12, generator=torch.Generator().manual_seed(high * 7 + wide))
     holes = Holes(positions=torch.tensor([kept]), length=cells, align="current",
                   conv_align="zero", grid=(high, wide))  # fmt: skip
@@ -153,15 +138,6 @@ def test_delta_is_the_mean_step_of_all_four_scans(model, images):
     torch.testing.assert_close(dense, want, **CLOSE)
 
 
-@pytest.mark.parametrize("align", ALIGNS)
-def test_images_of_a_batch_are_pruned_as_if_each_were_alone(model, images, align):
-    apply_patch(model, PruneConfig(schedule=schedule(), align=align), trace=True)
-    together = model(images)
-    assert len({tuple(row) for row in model._token_info.kept[1].tolist()}) > 1
-    alone = torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, **CLOSE)
-
-
 def test_every_rule_of_alignment_says_something_else(model, images):
     found = []
     for align in ("none", "current", "previous", "mean", "bias", "learned"):
@@ -171,17 +147,6 @@ def test_every_rule_of_alignment_says_something_else(model, images):
     found.append(model(images))
     for i, one in enumerate(found):
         assert not any(torch.allclose(one, other) for other in found[:i])
-
-
-def test_keeping_everything_is_the_dense_model_and_patches_come_off(model, images):
-    dense, names = model(images), list(model.state_dict())
-    apply_patch(model, keep_ratio=1.0, layers=(1, 4))
-    assert torch.equal(model(images), dense)
-    apply_patch(model, keep_ratio=0.5, layers=(1, 4))
-    assert not torch.equal(model(images), dense)
-    assert list(model.state_dict()) == names
-    remove_patch(model)
-    assert torch.equal(model(images), dense)
 
 
 def test_the_patched_dense_path_runs_every_stage(model, images):
@@ -258,15 +223,6 @@ def test_what_is_no_weight_matrix_is_not_decayed(model):
         assert names[id(p)].rpartition(".")[2] in ("weight", "x_proj_weight", "dt_projs_weight")
         assert p.ndim > 1
     assert any(names[id(p)].endswith("A_logs") for p in free["params"])
-
-
-def test_a_folder_brings_back_the_model(model, images, tmp_path):
-    apply_patch(model, keep_ratio=0.5, layers=(1, 4))
-    look = Preprocess(size=(20, 28), mean=(0.5,) * 3, std=(0.5,) * 3)
-    save_checkpoint(tmp_path / "folder", model, look)
-    again = load_checkpoint(tmp_path / "folder")
-    assert again.model.config == model.config
-    assert torch.equal(again.model(images), model(images))
 
 
 def test_feature_maps_are_those_of_the_last_stage(model, images):

@@ -21,23 +21,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from ..transformer.folders import folder
-
-    return folder(tmp_path_factory.mktemp("model") / "MODEL", "classifier")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    lines = ["text\tlabel"]
-    for i in range(20):
-        lines += [f"the old cat sleeps {'slowly ' * (i % 3)}\tcat", "a quick dog runs\tdog"]
-    file = tmp_path_factory.mktemp("data") / "texts.tsv"
-    file.write_text("\n".join(lines) + "\n")
-    return file
-
-
-@pytest.fixture(scope="module")
 def stages(model, data, tmp_path_factory):
     """Folders of the three runs, the last in all forms."""
     root = tmp_path_factory.mktemp("stages")

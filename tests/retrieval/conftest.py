@@ -9,6 +9,8 @@ from compress3g.retrieval.config import IndexConfig
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.vectors import PageVectors
 
+from .documents_made import write_tiny_bert
+
 DIMENSION = 32
 
 
@@ -37,6 +39,14 @@ def brute_force(query: np.ndarray, pages: dict[int, np.ndarray], k: int) -> list
         for p, x in pages.items()
     }
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Of text layers, a tiny random BERT."""
+    from compress3g.retrieval.encoders import load_encoder
+
+    return load_encoder(f"text:{write_tiny_bert(tmp_path_factory.mktemp('models') / 'bert')}")
 
 
 @pytest.fixture

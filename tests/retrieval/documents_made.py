@@ -15,6 +15,10 @@ TOPICS = (
 )
 
 
+# Seventy pages of two lines each, no two alike.
+MANY = [[f"{TOPICS[i % 4][0]} {i}", TOPICS[i * 7 % 4][1]] for i in range(70)]
+
+
 def write_pdf(path: Path, pages: Sequence[Sequence[str]], *, rotate: int = 0) -> Path:
     """Lines of text in Helvetica at (72, 720), (72, 690), ... on US letter paper."""
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"",

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from compress3g.cli.main import main
-from compress3g.retrieval.encoders import load_encoder
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.writer import Writer
 
-from .documents_made import TOPICS, write_pdf, write_tiny_bert
+from .documents_made import MANY, TOPICS, write_pdf, write_tiny_bert
 from .test_shards import same
 
 pytest.importorskip("pypdfium2")
@@ -38,18 +37,12 @@ def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is missing")
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return load_encoder(f"text:{write_tiny_bert(tmp_path_factory.mktemp('models') / 'bert')}")
-
-
 @pytest.fixture
 def corpus(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
-    lines = [[f"{TOPICS[i % 4][0]} {i}", TOPICS[i * 7 % 4][1]] for i in range(70)]
     for i in range(12):
-        write_pdf(folder / f"d{i:02}.pdf", lines if i == 4 else lines[i : i + 1 + i % 3])
+        write_pdf(folder / f"d{i:02}.pdf", MANY if i == 4 else MANY[i : i + 1 + i % 3])
     (folder / "d05.pdf").write_bytes(b"%PDF-1.4 cut short")
     return folder
 

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from compress3g.retrieval.config import IndexConfig
-from compress3g.retrieval.encoders import load_encoder
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.pages import read_page
 
-from .documents_made import TOPICS, write_pdf, write_tiny_bert
+from .documents_made import TOPICS, write_pdf
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -33,11 +32,6 @@ from compress3g.retrieval.server.reader import Reader
 
 STATIC = Path(server.__file__).parent / "static"
 BASE = "http://127.0.0.1:8311"
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return load_encoder(f"text:{write_tiny_bert(tmp_path_factory.mktemp('models') / 'bert')}")
 
 
 def make_index(folder, encoder):

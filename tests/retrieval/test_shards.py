@@ -20,14 +20,9 @@ from compress3g.retrieval.shards import Part, ShardIntake, ShardWriter, parts_of
 from compress3g.retrieval.sources import find_sources
 from compress3g.retrieval.writer import Writer
 
-from .documents_made import TOPICS, write_pdf, write_tiny_bert
+from .documents_made import MANY, TOPICS, write_pdf
 
 pytest.importorskip("pypdfium2")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return load_encoder(f"text:{write_tiny_bert(tmp_path_factory.mktemp('models') / 'bert')}")
 
 
 @pytest.fixture
@@ -35,11 +30,10 @@ def corpus(tmp_path):
     """Long, short and broken documents, in the order of their names."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    lines = [[f"{TOPICS[i % 4][0]} {i}", TOPICS[i * 7 % 4][1]] for i in range(70)]
-    write_pdf(folder / "a.pdf", lines[:3])
+    write_pdf(folder / "a.pdf", MANY[:3])
     (folder / "b.pdf").write_bytes(b"%PDF-1.4 cut short")
-    write_pdf(folder / "c.pdf", lines)  # two parts
-    write_pdf(folder / "d.pdf", lines[10:12])
+    write_pdf(folder / "c.pdf", MANY)  # two parts
+    write_pdf(folder / "d.pdf", MANY[10:12])
     x = np.random.default_rng(0).standard_normal((20, 32))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     np.savez(folder / "e.npz", vectors=x.astype(np.float16), offsets=[0, 9, 20])

@@ -114,20 +114,46 @@ def _finish_vim(model: Any, parts: Parts, cls: Int[Tensor, "b"] | None) -> Tenso
     return bimamba.classify(model, parts[0], parts[1], cls)
 
 
-def _start_plain(model: Any, images: Tensor) -> tuple[Parts, Tensor | None, Grid]:
-    x, grid = plain_mamba.embed_plain(model, images)
-    return (x,), None, grid
+def _start_of(embed: Callable[[Any, Tensor], tuple[Tensor, Grid]]) -> Callable[..., Any]:
+    """Of a model of one stream without a class token; so are the next three."""
+
+    def start(model: Any, images: Tensor) -> tuple[Parts, Tensor | None, Grid]:
+        x, grid = embed(model, images)
+        return (x,), None, grid
+
+    return start
 
 
-def _step_plain(
-    layer: Any, parts: Parts, grid: Grid, holes: Holes | None, inside: bool
-) -> tuple[Parts, Mixed | None]:
-    x, mixed = plain_mamba.step_plain(layer, parts[0], grid, holes, inside=inside)
-    return (x,), mixed
+def _step_of(block: Callable[..., tuple[Tensor, Mixed | None]]) -> Callable[..., Any]:
+    def step(
+        layer: Any, parts: Parts, grid: Grid, holes: Holes | None, inside: bool
+    ) -> tuple[Parts, Mixed | None]:
+        x, mixed = block(layer, parts[0], grid, holes, inside=inside)
+        return (x,), mixed
+
+    return step
 
 
-def _finish_plain(model: Any, parts: Parts, cls: Tensor | None) -> Tensor:
-    return plain_mamba.classify_plain(model, parts[0])
+def _step_window(
+    layer: Any, x: Tensor, grid: Grid, holes: Holes | None, *, inside: bool
+) -> tuple[Tensor, Mixed | None]:
+    """What stands in a window says nothing of the image's grid."""
+    return mamba_vision.step_vision(layer, x, holes, inside=inside)
+
+
+def _leave_of(downsample: Callable[..., tuple[Tensor, Grid]]) -> Callable[..., Any]:
+    def leave(model: Any, stage: int, parts: Parts, grid: Grid) -> tuple[Parts, Grid]:
+        x, smaller = downsample(model, stage, parts[0], grid)
+        return (x,), smaller
+
+    return leave
+
+
+def _finish_of(classify: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def finish(model: Any, parts: Parts, cls: Tensor | None) -> Tensor:
+        return classify(model, parts[0])
+
+    return finish
 
 
 def _map_plain(
@@ -136,52 +162,10 @@ def _map_plain(
     return as_map(model.ln1(tokens), grid)
 
 
-def _start_cross(model: Any, images: Tensor) -> tuple[Parts, Tensor | None, Grid]:
-    x, grid = vmamba.embed_cross(model, images)
-    return (x,), None, grid
-
-
-def _step_cross(
-    layer: Any, parts: Parts, grid: Grid, holes: Holes | None, inside: bool
-) -> tuple[Parts, Mixed | None]:
-    x, mixed = vmamba.step_cross(layer, parts[0], grid, holes, inside=inside)
-    return (x,), mixed
-
-
-def _leave_cross(model: Any, stage: int, parts: Parts, grid: Grid) -> tuple[Parts, Grid]:
-    x, smaller = vmamba.downsample_cross(model.layers[stage], parts[0], grid)
-    return (x,), smaller
-
-
-def _finish_cross(model: Any, parts: Parts, cls: Tensor | None) -> Tensor:
-    return vmamba.classify_cross(model, parts[0])
-
-
 def _map_cross(
     model: Any, tokens: Float[Tensor, "b l d"], grid: Grid
 ) -> Float[Tensor, "b d rows columns"]:
     return as_map(norm(model.classifier.norm, tokens), grid)
-
-
-def _start_vision(model: Any, images: Tensor) -> tuple[Parts, Tensor | None, Grid]:
-    x, grid = mamba_vision.embed_vision(model, images)
-    return (x,), None, grid
-
-
-def _step_vision(
-    layer: Any, parts: Parts, grid: Grid, holes: Holes | None, inside: bool
-) -> tuple[Parts, Mixed | None]:
-    x, mixed = mamba_vision.step_vision(layer, parts[0], holes, inside=inside)
-    return (x,), mixed
-
-
-def _leave_vision(model: Any, stage: int, parts: Parts, grid: Grid) -> tuple[Parts, Grid]:
-    x, smaller = mamba_vision.leave_vision(model, stage, parts[0], grid)
-    return (x,), smaller
-
-
-def _finish_vision(model: Any, parts: Parts, cls: Tensor | None) -> Tensor:
-    return mamba_vision.classify_vision(model, parts[0])
 
 
 def _stages_of_levels(model: Any) -> list[list[Any]]:
@@ -225,9 +209,9 @@ PLAIN = Family(
     mixer="mamba",
     in_mixer=(*_SHARED, "conv2d", "direction_Bs"),
     skip="D",
-    start=_start_plain,
-    step=_step_plain,
-    finish=_finish_plain,
+    start=_start_of(plain_mamba.embed_plain),
+    step=_step_of(plain_mamba.step_plain),
+    finish=_finish_of(plain_mamba.classify_plain),
     as_map=_map_plain,
     stages=_one_stage,
 )
@@ -245,12 +229,12 @@ VMAMBA = Family(
         "out_norm", "out_proj",
     ),
     skip="Ds",
-    start=_start_cross,
-    step=_step_cross,
-    finish=_finish_cross,
+    start=_start_of(vmamba.embed_cross),
+    step=_step_of(vmamba.step_cross),
+    finish=_finish_of(vmamba.classify_cross),
     as_map=_map_cross,
     stages=_stages_of_layers,
-    leave=_leave_cross,
+    leave=_leave_of(vmamba.leave_cross),
 )  # fmt: skip
 VISION = Family(
     name="MambaVision",
@@ -263,12 +247,12 @@ VISION = Family(
     mixer="mixer",
     in_mixer=(*_SHARED, "conv1d_x", "conv1d_z"),
     skip="D",
-    start=_start_vision,
-    step=_step_vision,
-    finish=_finish_vision,
+    start=_start_of(mamba_vision.embed_vision),
+    step=_step_of(_step_window),
+    finish=_finish_of(mamba_vision.classify_vision),
     as_map=mamba_vision.map_vision,
     stages=_stages_of_levels,
-    leave=_leave_vision,
+    leave=_leave_of(mamba_vision.leave_vision),
     windowed=True,
 )
 _FAMILIES = (VIM, PLAIN, VMAMBA, VISION)

@@ -18,7 +18,7 @@ from ..holes import Holes
 from .bimamba import Mixed, drop_path
 from .cross_scan import linear, norm
 from .grid import as_map, as_tokens
-from .stages import Stage, spread
+from .stages import Stage, doubled, halved, spread
 from .windows import counts, from_windows, to_windows
 
 _CONVOLUTIONAL = 2  # stages before the first mixer
@@ -62,17 +62,12 @@ class MambaVisionConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of each stage, d."""
-        return tuple(self.width * 2**i for i in range(len(self.depths)))
+        return doubled(self.width, len(self.depths))
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """Patches of each stage along height and width; every stride of 2 rounds up."""
-        found = []
-        high, wide = (-(-side // 2) for side in self.image)
-        for _ in self.depths:
-            high, wide = -(-high // 2), -(-wide // 2)
-            found.append((high, wide))
-        return tuple(found)
+        """Patches of each stage along height and width."""
+        return halved(self.image, len(self.depths))
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -18,6 +18,27 @@ class Stage:
     inner: int  # channels inside a mixer, E
 
 
+def doubled(width: int, stages: int) -> tuple[int, ...]:
+    """Width of each stage, d: twice as much in each next one."""
+    return tuple(width * 2**i for i in range(stages))
+
+
+def halved(image: tuple[int, int], stages: int) -> tuple[tuple[int, int], ...]:
+    """Patches of each stage along height and width; a stem halves the sides before the first.
+
+    Every stride of 2 rounds up.
+
+    >>> halved((224, 200), 3)
+    ((56, 50), (28, 25), (14, 13))
+    """
+    found = []
+    high, wide = (-(-side // 2) for side in image)
+    for _ in range(stages):
+        high, wide = -(-high // 2), -(-wide // 2)
+        found.append((high, wide))
+    return tuple(found)
+
+
 def ends(depths: Sequence[int]) -> frozenset[int]:
     """Numbers, from 1 on, of the blocks after which a stage ends.
 

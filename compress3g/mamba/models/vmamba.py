@@ -16,7 +16,7 @@ from ..holes import Holes
 from .bimamba import Mixed, drop_path
 from .cross_scan import linear, mix_cross, norm
 from .grid import as_map, as_tokens
-from .stages import Stage, spread
+from .stages import Stage, doubled, halved, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +43,12 @@ class VMambaConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of each stage, d."""
-        return tuple(self.width * 2**i for i in range(len(self.depths)))
+        return doubled(self.width, len(self.depths))
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """Patches of each stage along height and width; every stride of 2 rounds up."""
-        found = []
-        high, wide = (-(-side // 2) for side in self.image)
-        for _ in self.depths:
-            high, wide = -(-high // 2), -(-wide // 2)
-            found.append((high, wide))
-        return tuple(found)
+        """Patches of each stage along height and width."""
+        return halved(self.image, len(self.depths))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -188,10 +183,10 @@ class VMamba(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Logits, of images of any size."""
         x, grid = embed_cross(self, images)
-        for stage in self.layers:
+        for number, stage in enumerate(self.layers):
             for block in stage.blocks:  # type: ignore[union-attr]
                 x, _ = step_cross(block, x, grid)
-            x, grid = downsample_cross(stage, x, grid)
+            x, grid = leave_cross(self, number, x, grid)
         return classify_cross(self, x)
 
 
@@ -214,11 +209,11 @@ def _halved(container: Any, place: int, x: Tensor) -> tuple[Tensor, tuple[int, i
     return norm(_part(container, place + 2), as_tokens(x)), (x.shape[2], x.shape[3])
 
 
-def downsample_cross(
-    stage: Any, x: Float[Tensor, "b l d"], grid: tuple[int, int]
+def leave_cross(
+    model: Any, stage: int, x: Float[Tensor, "b l d"], grid: tuple[int, int]
 ) -> tuple[Float[Tensor, "b m w"], tuple[int, int]]:
     """Tokens of the next stage; the same after the last one."""
-    container = getattr(stage, "downsample", None)
+    container = getattr(model.layers[stage], "downsample", None)
     if container is None or isinstance(container, nn.Identity):
         return x, grid
     return _halved(container, 1, as_map(x, grid))
