@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine.options import options_from, resolve
+from ..errors import require
 from .cli_measure import bench, evaluate
 from .cli_options import (
     DAMAGED,
@@ -78,13 +79,17 @@ def build(
 ) -> int:
     """Make an index of SOURCES: files, or folders of files."""
     from .documents import new_index
+    from .results import read_metadata
 
     if actors and not ray:
         raise click.UsageError("--actors needs --ray")
     use_threads(threads)
     config = resolve(IndexConfig, options, config_file, preset=PRESETS[preset])
+    metadata = read_metadata(meta)
+    if ray:  # said before there is a folder
+        require("ray", extra="ray", purpose="--ray")
     with new_index(output, sources, encoder, config) as index:
-        return _add(index, sources, meta, strict, as_json, ray=ray, actors=actors)
+        return _add(index, sources, metadata, strict, as_json, ray=ray, actors=actors)
 
 
 @app.command()
@@ -103,27 +108,28 @@ def add(
     as_json: bool,
 ) -> int:
     """Add SOURCES; unchanged files are left alone, changed ones replaced."""
+    from .results import read_metadata
+
     use_threads(threads)
+    metadata = read_metadata(meta)
     with open_index(index) as opened:
-        return _add(opened, sources, meta, strict, as_json)
+        return _add(opened, sources, metadata, strict, as_json)
 
 
 def _add(
     index: Index,
     sources: tuple[str, ...],
-    meta: tuple[str, ...],
+    metadata: Mapping[str, Any],
     strict: bool,
     as_json: bool,
     *,
     ray: bool = False,
     actors: int | None = None,
 ) -> int:
-    from .results import read_metadata
-
     with _progress(as_json) as (note, outcome):
         done = index.add(
-            sources, metadata=read_metadata(meta), strict=strict, ray=ray, actors=actors,
-            note=note, outcome=outcome,
+            sources, metadata=metadata, strict=strict, ray=ray, actors=actors, note=note,
+            outcome=outcome,
         )  # fmt: skip
     _print_added(done, index, as_json)
     return _SKIPPED if done.skipped else 0

@@ -22,7 +22,7 @@ from .test_shards import same
 pytest.importorskip("pypdfium2")
 
 
-def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):
+def test_without_ray_the_extra_is_named_and_nothing_is_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     write_pdf(tmp_path / "a.pdf", TOPICS)
     bert = write_tiny_bert(tmp_path / "bert")
@@ -32,6 +32,9 @@ def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):
     assert "pip install 'compress3g[ray]'" in capsys.readouterr().err
     assert main([*words, "--actors", "2"]) == 2
     assert "--actors needs --ray" in capsys.readouterr().err
+    assert main([*words, "--meta", "nothing"]) == 2
+    assert "is not KEY=VALUE" in capsys.readouterr().err
+    assert not (tmp_path / "idx").exists()
 
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is missing")
