@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
+from ..core import Cut, Keep, Units, materialize
 from ..errors import ConfigError
 from .pipelines import denoiser_of
 from .pruned_models import KEY, dense_skeleton, is_pruned, kept_of
@@ -21,34 +19,31 @@ def load_ip_adapter(pipe: Any, *args: Any, **options: Any) -> None:
     Raises ConfigError for a pruned denoiser that is no U-Net: the adapters of transformers add
     their heads to the residual stream, where none may be missing.
     """
-    _, denoiser = denoiser_of(pipe)
-    kept: dict[str, torch.Tensor] = {}
+    denoiser: Any = denoiser_of(pipe)[1]
+    heads: list[Units] = []
+    keep: Keep = {}
     if is_pruned(denoiser):
         if not hasattr(denoiser, "attn_processors") or not hasattr(denoiser, "down_blocks"):
             raise ConfigError(
                 f"an IP-Adapter cannot be loaded onto {type(denoiser).__name__}: "
                 "only onto pruned U-Nets"
             )
-        kept = _kept_rows(denoiser)
+        dense = units_of(dense_skeleton(denoiser))  # loading changes what the configuration says
+        keep = kept_of(denoiser.config[KEY], dense)
+        heads = [u for u in dense if kind_of(u) == "heads" and len(keep[u.name]) < u.size]
     pipe.load_ip_adapter(*args, **options)
-    for name, rows in kept.items():
-        processor: Any = denoiser.get_submodule(name).processor
-        for linears in (getattr(processor, a, ()) for a in ("to_k_ip", "to_v_ip")):
-            for linear in linears:
-                _cut(linear, rows)
+    added = [_added(u, denoiser) for u in heads]
+    cut = [u for u in added if u.writes]
+    materialize(denoiser, cut, {u.name: keep[u.name] for u in cut})
 
 
-def _kept_rows(denoiser: Any) -> dict[str, torch.Tensor]:
-    """Output rows of key projections that are left, by name of the attention that lost some."""
-    dense = dense_skeleton(denoiser)
-    units = [u for u in units_of(dense) if kind_of(u) == "heads"]
-    kept = kept_of(denoiser.config[KEY], units_of(dense))
-    lost = [u for u in units if len(kept[u.name]) < u.size]
-    return {u.name.removesuffix(".heads"): u.reads[0].slots(kept[u.name]) for u in lost}
-
-
-def _cut(linear: nn.Linear, rows: torch.Tensor) -> None:
-    linear.weight = nn.Parameter(
-        linear.weight.detach()[rows.to(linear.weight.device)], linear.weight.requires_grad
+def _added(heads: Units, denoiser: Any) -> Units:
+    """The same heads in the adapter alone, which has those of the dense model."""
+    name = heads.name.removesuffix(".heads")
+    processor = denoiser.get_submodule(name).processor
+    writes = tuple(
+        Cut(f"{name}.processor.{part}.{i}", "out", heads.reads[0].chunk)
+        for part in ("to_k_ip", "to_v_ip")
+        for i in range(len(getattr(processor, part, ())))
     )
-    linear.out_features = len(rows)
+    return Units(heads.name, heads.size, writes=writes, reads=())
