@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Float32
 
-from .pages import Box, PageImage, Word
+from .pages import PageImage
+from .pdf import Box, Word
 
 if TYPE_CHECKING:
     from PIL.Image import Image

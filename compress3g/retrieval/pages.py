@@ -7,25 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import DocumentError, require
+from ..errors import DocumentError
+from .pdf import Pdf, Word
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the page
 RESOLUTION = 150.0  # dots per inch of a rendered page
 LARGEST_SIDE = 2048  # pixels of a page as encoders see it
-_SOFT_HYPHEN = 0xFFFE  # what the reader gives for a hyphen that only breaks a line
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A word of the text layer and where it stands, as shares of width and height from the top."""
-
-    text: str
-    box: Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,22 +46,22 @@ def read_pages(path: Path, first: int = 0, stop: int | None = None) -> Iterator[
     damaged or unknown.
     """
     if path.suffix.lower() == ".pdf":
-        document = _open_pdf(path)
-        return (_pdf_page(document, i, path) for i in range(len(document))[first:stop])
+        document = Pdf(path)
+        return (_pdf_page(document, i) for i in range(len(document))[first:stop])
     return islice(_pictures(path), first, stop)
 
 
 def count_pages(path: Path) -> int | None:
     """Pages of a PDF; None for what has to be read to be counted. Raises DocumentError."""
-    return len(_open_pdf(path)) if path.suffix.lower() == ".pdf" else None
+    return len(Pdf(path)) if path.suffix.lower() == ".pdf" else None
 
 
 def read_page(path: Path, number: int) -> PageImage:
     """One page; the first is 1. Raises DocumentError as `read_pages`, and for a number too high."""
     if path.suffix.lower() == ".pdf":
-        document = _open_pdf(path)
+        document = Pdf(path)
         if 1 <= number <= len(document):
-            return _pdf_page(document, number - 1, path)
+            return _pdf_page(document, number - 1)
     else:
         for i, page in enumerate(_pictures(path), 1):
             if i == number:
@@ -134,83 +125,11 @@ def _pictures(path: Path) -> Iterator[PageImage]:
         raise DocumentError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
 
 
-def _open_pdf(path: Path) -> Any:
-    pdfium = require("pypdfium2", extra="retrieval", purpose="reading PDF files")
-    try:
-        data = path.read_bytes()  # by bytes, so that any file name will do
-    except OSError as error:
-        raise DocumentError(f"{path}: {error.strerror}") from None
-    try:
-        return pdfium.PdfDocument(data)
-    except pdfium.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise DocumentError(f"{path} is encrypted: save it without a password") from None
-        raise DocumentError(f"{path} is damaged or has no pages") from None
-
-
-def _pdf_page(document: Any, index: int, path: Path) -> PageImage:
-    import pypdfium2 as pdfium
-
-    where = f"{path} page {index + 1}"
-    try:
-        page = document[index]
-        width, height = page.get_size()
-        words = _words(page)
-    except pdfium.PdfiumError as error:
-        raise DocumentError(f"{where} is damaged: {error}") from None
+def _pdf_page(document: Pdf, index: int) -> PageImage:
+    words, size = document.read(index)
 
     def picture() -> Image:
-        scale = min(RESOLUTION / 72, LARGEST_SIDE / max(width, height))
-        rendered: Image = page.render(scale=scale).to_pil().convert("RGB")
-        return rendered
+        scale = min(RESOLUTION / 72, LARGEST_SIDE / max(size))
+        return document.render(index, scale)
 
-    return PageImage(words, (width, height), True, where, picture)
-
-
-def _words(page: Any) -> list[Word]:
-    """Characters between blanks, with the box around them; rotation and crop are undone."""
-    from pypdfium2 import raw
-
-    text = page.get_textpage()
-    place = _placer(page)
-    words: list[Word] = []
-    letters: list[str] = []
-    boxes: list[Box] = []
-
-    def finish() -> None:
-        if letters and boxes:
-            left, top, right, bottom = zip(*boxes, strict=True)
-            words.append(Word("".join(letters), (min(left), min(top), max(right), max(bottom))))
-        letters.clear()
-        boxes.clear()
-
-    for i in range(text.count_chars()):
-        code = raw.FPDFText_GetUnicode(text.raw, i)
-        letter = chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else "\ufffd"
-        if code == 0 or letter.isspace():
-            finish()
-        elif code != _SOFT_HYPHEN and code >= 0x20:
-            letters.append(letter)
-            boxes.append(place(*text.get_charbox(i)))
-    finish()
-    return words
-
-
-def _placer(page: Any) -> Callable[[float, float, float, float], Box]:
-    """Boxes in the coordinates of the PDF as shares of the page as it is shown."""
-    import ctypes
-
-    from pypdfium2 import raw
-
-    steps = 1 << 16
-    x, y = ctypes.c_int(), ctypes.c_int()
-
-    def point(across: float, up: float) -> tuple[float, float]:
-        raw.FPDF_PageToDevice(page.raw, 0, 0, steps, steps, 0, across, up, x, y)
-        return x.value / steps, y.value / steps
-
-    def place(left: float, bottom: float, right: float, top: float) -> Box:
-        (x0, y0), (x1, y1) = point(left, top), point(right, bottom)
-        return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-
-    return place
+    return PageImage(words, size, True, document.where(index), picture)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from PIL import Image
 from compress3g.errors import DocumentError
 from compress3g.retrieval.pages import page_of_text, read_page, read_pages
 
-from .documents_made import TOPICS, write_pdf
+from .documents_made import MANY, TOPICS, write_pdf
 
 pytest.importorskip("pypdfium2")
 
@@ -89,3 +91,20 @@ def test_an_encrypted_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"/Root 1 0 R", b"/Root 1 0 R " + lock))
     with pytest.raises(DocumentError, match=r"a\.pdf is encrypted"):
         list(read_pages(path))
+
+
+def test_threads_may_read_and_forget_files_at_once(tmp_path):
+    """PDFium knows no threads; where two are in it, the process ends."""
+    files = [write_pdf(tmp_path / f"{i}.pdf", MANY[i::7]) for i in range(4)]
+    words = [[w.text for w in page.words] for f in files for page in read_pages(f)]
+    alone = read_page(files[0], 1).image.size
+
+    def read(file):
+        pages = list(read_pages(file))  # the document is still held by its pages
+        return [([w.text for w in page.words], page.image.size) for page in reversed(pages)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            found = list(pool.map(read, files * 2))
+            assert [w for file in found[:4] for w, _ in reversed(file)] == words
+            assert {size for file in found for _, size in file} == {alone}

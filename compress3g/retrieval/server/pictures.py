@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from ...engine.checkpoint import atomic_write
 from ...errors import DocumentError
 from ..catalog import DocumentRow
 from ..documents import PAGE_SUFFIXES
-from ..pages import Word, read_page
+from ..pages import read_page
+from ..pdf import Word
 from ..sources import fingerprint
 from .recent import Recent
 
@@ -48,13 +48,11 @@ class Look:
 class Pictures:
     """Pages of documents; a source that has changed since is not shown as if it had not.
 
-    PDF readers know no threads: one page is read at a time. Thumbnails are named after the content
-    of their document, so that they never are of another.
+    Thumbnails are named after the content of their document, so that they never are of another.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "thumbs"
-        self._reading = threading.Lock()
         self._checksums = Recent(_checksum, limit=_WORDS)
         self._looks = Recent(self._read_words, limit=_WORDS)
 
@@ -82,13 +80,11 @@ class Pictures:
     def _read_words(self, page: tuple[str, str, int]) -> Look:
         path, _, number = page
         try:
-            with self._reading:
-                found = read_page(Path(path), number)
-                words, (width, height) = tuple(found.words), found.size
-                del found  # the reader's objects end in the thread that holds the lock
+            found = read_page(Path(path), number)
         except DocumentError:
             return Look("unreadable")
-        return Look("present", words, width / height if height else _LETTER)
+        width, height = found.size
+        return Look("present", tuple(found.words), width / height if height else _LETTER)
 
     def webp(self, document: DocumentRow, number: int, size: str) -> tuple[bytes, Source]:
         """The page as a picture, from the index or drawn now; a placeholder without source."""
@@ -99,8 +95,7 @@ class Pictures:
         with contextlib.suppress(OSError):
             return path.read_bytes(), source
         try:
-            with self._reading:
-                picture = read_page(Path(document.path), number).image
+            picture = read_page(Path(document.path), number).image
         except DocumentError:
             return _placeholder(number, "unreadable", SIZES[size]), "unreadable"
         data = _encoded(picture, SIZES[size])
