@@ -4,6 +4,10 @@ Until there is a codebook (pass 1) vectors go to segments that wait for one, whi
 interrupted build resumable: what is committed is not encoded again. Then (pass 2) the codebook is
 trained on a sample of all of them and the waiting segments are compressed. Later additions are
 compressed at once. Memory does not grow with the corpus: pages are written through to files.
+
+A codebook that was trained on less than a whole sample fits what it saw and little else. Until the
+index holds a whole sample its segments keep their vectors, in bytes, and an addition that makes it
+half as large again ends with a new codebook and all of it compressed with that, in one transaction.
 """
 
 from __future__ import annotations
@@ -97,6 +101,7 @@ class Added:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     pages: int = 0
     vectors: int = 0
+    retrained: bool = False
 
 
 def new_intake(writer: Writer) -> Intake:
@@ -116,7 +121,7 @@ def add_documents(
     outcome: Outcome,
     note: Note,
 ) -> Added:
-    """Takes the documents in, then trains and compresses whatever waits for it.
+    """Takes the documents in, then compresses what waits for it, with a new codebook if it is time.
 
     A document that cannot be read (DocumentError) is skipped, with `strict` it is an error; vectors
     that cannot be used always are. Whatever the error, complete documents are committed first.
@@ -141,7 +146,9 @@ def add_documents(
     finally:
         intake.close()
     if not stopped():
-        encode_waiting(writer, config_from_json(writer.snapshot().meta["config"]), note)
+        config = config_from_json(writer.snapshot().meta["config"])
+        done.retrained = grow(writer, config, note)
+        encode_waiting(writer, config, note)
     return done
 
 
@@ -181,6 +188,18 @@ def encode_waiting(writer: Writer, config: IndexConfig, note: Note) -> None:
     done, total = 0, sum(s.pages for s in waiting)
     for group in _grouped(waiting):
         done = _encode_group(writer, encoding, name, group, done, total, note)
+
+
+def grow(writer: Writer, config: IndexConfig, note: Note) -> bool:
+    """Trains a new codebook, as `retrain` does, where the index has outgrown its own; whether."""
+    snapshot = writer.snapshot()
+    if snapshot.codebook is None or not config.grow:
+        return False
+    encoding, _ = load_encoding(writer)
+    if not encoding.codebook.outgrown_by(sum(s.vectors for s in snapshot.segments)):
+        return False
+    retrain(writer, config, note)
+    return True
 
 
 def _grouped(rows: Sequence[SegmentRow]) -> Iterator[list[SegmentRow]]:
@@ -289,16 +308,18 @@ def retrain(writer: Writer, config: IndexConfig, note: Note) -> None:
     keeps no vectors.
     """
     rows = writer.snapshot().segments
-    note("train", 0, 1)
+    note("retrain", 0, 1)
     encoding = Encoding.train(_all_vectors(writer, rows), sum(r.pages for r in rows), config)
     if needs_codebook(config):
         encoding = encoding.with_page_frequency(_all_vectors(writer, rows))
     name, folder = save_encoding(writer, encoding)
-    note("train", 1, 1)
+    note("retrain", 1, 1)
     done, total = 0, sum(r.pages for r in rows)
     added: list[NewSegment] = []
-    for row in rows:
-        new, done = reencode(writer, encoding, name, [row], done, total, note)
-        added.append(new)
+    for whole in (False, True):  # what waited for its first codebook is not reduced yet
+        reduce = whole and needs_codebook(config)
+        for group in _grouped([r for r in rows if (r.codebook is None) == whole]):
+            new, done = reencode(writer, encoding, name, group, done, total, note, reduce=reduce)
+            added.append(new)
     drop = [r.segment for r in rows]
     writer.commit(Change("retrain", added, codebook=(name, folder.digest), drop_segments=drop))

@@ -140,12 +140,18 @@ def _print_added(done: Added, index: Index, as_json: bool) -> None:
         name: len(getattr(done, name)) for name in ("added", "replaced", "unchanged", "skipped")
     }
     if as_json:
-        click.echo(json.dumps({**counts, "pages": done.pages, "vectors": done.vectors}))
+        about = {"pages": done.pages, "vectors": done.vectors, "retrained": done.retrained}
+        click.echo(json.dumps({**counts, **about}))
         return
     for _, reason in done.skipped:
         click.echo(f"skipped {_shown_path(reason)}", err=True)
     info = index.info()
     click.echo("  ".join(f"{name} {count}" for name, count in counts.items() if count))
+    if done.retrained:
+        click.echo(
+            f"the index has grown: its codebook was trained again, on {info.trained_on:,} vectors,"
+            f" and has {info.centroids:,} centroids now"
+        )
     click.echo(
         f"{index.path}  {info.documents:,} documents, {info.pages:,} pages,"
         f" {info.bytes_per_page:,.0f} bytes a page"
@@ -293,7 +299,10 @@ def compact(index: Path, as_json: bool) -> int:
 @THREADS
 @JSON
 def retrain(index: Path, threads: int | None, as_json: bool) -> int:
-    """Train the codebook again on the pages as they are now. Needs --store."""
+    """Train the codebook again on the pages as they are now.
+
+    Needs --store, or an index that is still growing: that does it by itself.
+    """
     use_threads(threads)
     with open_index(index) as opened, _progress(as_json) as (note, _):
         opened.retrain(note=note)

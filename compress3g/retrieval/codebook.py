@@ -25,6 +25,7 @@ EXACT_UP_TO = 8192  # centroids; above, a graph over them finds the nearest
 _AGREEMENT = 0.99  # of the graph with exact assignment, below which the graph is not used
 _ALIKE, _CROWD = 0.9, 16  # inner product of vectors alike; how many are no crowd yet
 _BLOCK = 1 << 25  # similarities at a time, 128 MiB
+_GROWTH = 1.5  # of an index between two trainings of a codebook that is not full-grown
 
 _log = logging.getLogger("compress3g.retrieval")
 
@@ -99,7 +100,8 @@ class Codebook:
 
     asked: the K that was wanted. counts: members in the sample. energy: mean squared distance of
     the sample from its centroids, to notice drift by. agreement: share of the sample that the
-    graph over centroids assigns like exact search; 1 where no graph is used.
+    graph over centroids assigns like exact search; 1 where no graph is used. seen: vectors the
+    index had when it was trained, 0 where nobody wrote that down.
     """
 
     centroids: Float32[np.ndarray, "k d"]
@@ -107,6 +109,21 @@ class Codebook:
     counts: Int64[np.ndarray, "k"]
     energy: float
     agreement: float = 1.0
+    seen: int = 0
+
+    @property
+    def full_grown(self) -> bool:
+        """Whether it was trained on as much as it ever will be, or on nobody knows how much."""
+        return not 0 < self.seen < sample_size(self.asked)
+
+    def outgrown_by(self, vectors: int) -> bool:
+        """Whether an index of so many vectors needs another: half as many more, or a whole sample.
+
+        Steps of a fixed ratio cost each vector a bounded number of trainings, as in an array that
+        grows: three at this ratio, of which the last has seen two thirds of all vectors at least.
+        """
+        whole = sample_size(self.asked)
+        return not self.full_grown and vectors >= min(_GROWTH * self.seen, whole)
 
     @property
     def k(self) -> int:
@@ -154,6 +171,7 @@ class Codebook:
             "centroids": self.centroids,
             "counts": self.counts,
             "facts": np.array([self.asked, self.energy, self.agreement]),
+            "seen": np.array([self.seen]),
         }
 
     @classmethod
@@ -163,17 +181,24 @@ class Codebook:
         return cls(
             np.asarray(arrays["centroids"], np.float32),
             int(asked), np.asarray(arrays["counts"]), energy, agreement,
+            int(arrays["seen"][0]) if "seen" in arrays else 0,
         )  # fmt: skip
 
 
 def train_codebook(
-    sample: Float[np.ndarray, "n d"], k: int, seed: int, *, iterations: int = 10
+    sample: Float[np.ndarray, "n d"],
+    k: int,
+    seed: int,
+    *,
+    iterations: int = 10,
+    provisional: bool = False,
 ) -> Codebook:
     """A codebook of k centroids, each with a member in the sample, by spherical k-means.
 
     sample: unit vectors. Fewer distinct vectors than k: as many centroids as there are, with a
-    logged warning. Raises ConfigError for k outside 1 to 65536, VectorError naming the row of the
-    sample that is NaN, zero or not of unit length.
+    logged warning unless another codebook will follow (provisional). Raises ConfigError for k
+    outside 1 to 65536, VectorError naming the row of the sample that is NaN, zero or not of unit
+    length.
     """
     if not 1 <= k <= LARGEST:
         raise ConfigError(f"--k {k} is out of range: 1 to {LARGEST}")
@@ -182,7 +207,8 @@ def train_codebook(
     distinct = _distinct_rows(sample)
     if k >= len(distinct):
         if k > len(distinct):
-            _log.warning("%d centroids: there are only %d distinct vectors", k, len(distinct))
+            level = logging.DEBUG if provisional else logging.WARNING
+            _log.log(level, "%d centroids: there are only %d distinct vectors", k, len(distinct))
         directions = sample[distinct]
     else:
         directions = _refill(sample, distinct, _kmeans(sample, k, seed, iterations), k)

@@ -35,6 +35,9 @@ class IndexConfig:
     patches: bool = option(
         True, "Keep a code per patch, for heat maps; else one per distinct code."
     )
+    grow: bool = option(
+        True, "Train the codebook anew as the index grows, and keep bytes of vectors until then."
+    )
     seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:

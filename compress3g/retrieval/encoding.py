@@ -110,15 +110,23 @@ class Encoding:
 
         Raises VectorError when there are none.
         """
-        k = config.centroids(pages)
+        k, seen = config.centroids(pages), 0
         sampler = Sampler(sample_size(k), config.seed)
         for page in vectors:
             sampler.add(page)
+            seen += len(page)
         sample = sampler.sample()
-        codebook = train_codebook(sample, k, config.seed)
+        provisional = config.grow and seen < sample_size(k)
+        trained = train_codebook(sample, k, config.seed, provisional=provisional)
+        codebook = replace(trained, seen=seen)
         residual = fit_codec(config.residual, sample, codebook, config.seed)
         sign = fit_signs(sample, config.seed) if config.binary == "sign" else None
         return cls(config, codebook, residual, sign)
+
+    @property
+    def growing(self) -> bool:
+        """Whether another codebook will follow, for which segments keep their vectors."""
+        return self.config.grow and not self.codebook.full_grown
 
     def with_page_frequency(self, pages: Iterable[Float16[np.ndarray, "_ d"]]) -> Encoding:
         """The encoding with counts of all pages."""
@@ -128,7 +136,7 @@ class Encoding:
         return replace(self, page_frequency=frequency)
 
     def encode(self, rows: PageRows) -> PageRows:
-        """The rows compressed; the store stays as far as the configuration wants it.
+        """The rows compressed; the store stays where the configuration or a next codebook wants it.
 
         Raises ValueError when the rows keep no originals.
         """
@@ -154,7 +162,7 @@ class Encoding:
             vectors.update({n: rows.vectors[n] for n in kept})
         if self.config.store == "f16":
             vectors["store"] = x.astype(np.float16)
-        elif self.config.store == "int8":
+        elif self.config.store == "int8" or self.growing:
             vectors["store"], vectors["store_scale"] = _bytes_of(x)
         pooled = pooled_pages(x, rows.lengths) if self.config.graph else None
         return PageRows(rows.page_ids, rows.lengths, vectors, streams, pooled)
@@ -176,6 +184,10 @@ class Encoding:
     def from_arrays(cls, arrays: Mapping[str, Array], config: IndexConfig) -> Encoding:
         """The encoding that `to_arrays` stored."""
         codebook = Codebook.from_arrays(arrays)
+        if (
+            not codebook.seen and config.store != "none"
+        ):  # an older index, which can grow all the same
+            codebook = replace(codebook, seen=int(codebook.counts.sum()))
         residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
         stored = _part(arrays, "sign.")
         sign = SignCodec.from_arrays(stored) if stored else None

@@ -186,9 +186,11 @@ class Index:
 
         A file is known by path and SHA-256: a changed one replaces its pages at once. What cannot
         be read is skipped and listed, with `strict` it is an error. SIGINT commits what is
-        complete and raises KeyboardInterrupt. ray: encode in Ray actors (scale_out.py), with the
-        same page numbers; actors: how many, None for one a GPU or one for four processors.
-        outcome(path, what, pages) is called for each file, note(what, done, total) about the work.
+        complete and raises KeyboardInterrupt. Where the index has outgrown its codebook, it ends
+        with a new one (build.py) and says so in `retrained`. ray: encode in Ray actors
+        (scale_out.py), with the same page numbers; actors: how many, None for one a GPU or one for
+        four processors. outcome(path, what, pages) is called for each file, note(what, done, total)
+        about the work.
         Raises LockError when another process writes, VectorError for vectors that cannot be used.
         """
         from .documents import SUFFIXES, document_of
@@ -291,7 +293,10 @@ class Index:
         return done
 
     def retrain(self, *, note: Note = _quiet) -> None:
-        """A new codebook for the pages as they are now. Raises ConfigError without a store."""
+        """A new codebook for the pages as they are now; additions do it by themselves at first.
+
+        Raises ConfigError when the index keeps no vectors (any more).
+        """
         with Writer(self.path) as writer:
             build.retrain(writer, self.config, note)
         self.refresh()

@@ -17,7 +17,11 @@ PRECOMPUTED = "precomputed"  # fingerprint of an index that is only ever given v
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What an index holds; bytes by array, and per living page."""
+    """What an index holds; bytes by array, and per living page.
+
+    trained_on: vectors the index had when its codebook was trained, 0 where that is not known.
+    growing: it will be trained again; until then `store` is kept for that.
+    """
 
     path: str
     format: int
@@ -26,6 +30,8 @@ class Info:
     dimension: int
     config: Mapping[str, Any]
     centroids: int
+    trained_on: int
+    growing: bool
     documents: int
     pages: int
     deleted_pages: int
@@ -54,6 +60,8 @@ def describe(path: Path, view: View, catalog: Catalog, config: IndexConfig) -> I
         dimension=int(meta["dimension"]),
         config=dataclasses.asdict(config),
         centroids=view.encoding.codebook.k if view.encoding else 0,
+        trained_on=view.encoding.codebook.seen if view.encoding else 0,
+        growing=config.grow if view.encoding is None else view.encoding.growing,
         documents=catalog.count_documents(),
         pages=pages,
         deleted_pages=len(view.page_ids) - pages,

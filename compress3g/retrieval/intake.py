@@ -163,7 +163,7 @@ class Intake:
     def _warn_of_drift(self) -> None:
         drift, self._drift = self._drift, []
         added = sum(n for n, _ in drift)
-        if self._encoding is None or not added:
+        if self._encoding is None or not added or self._encoding.growing:
             return
         codebook = self._encoding.codebook
         trained = int(codebook.counts.sum())

@@ -12,7 +12,8 @@
 | pooled f16; graph u8 | pages; bytes | a vector a page, and a graph over them (page_graph.py) |
 | grid i16, kind u8, saliency f16 | vectors | the same as numbers, special or not, attention |
 
-A segment that waits for its codebook has `store` and `grid` and no codes.
+A segment that waits for its codebook has `store` and `grid` and no codes. One whose codebook is to
+be trained again, once the index has grown, has `store` in bytes whatever is configured.
 """
 
 from __future__ import annotations

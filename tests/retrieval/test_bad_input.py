@@ -237,11 +237,13 @@ def test_a_query_of_vectors_shows_the_same_words_as_its_text(good, capsys, model
         assert Path(text["heatmap"]).read_bytes() == Path(given["heatmap"]).read_bytes()
 
 
-def test_a_tiny_codebook_is_outgrown_once_and_never_drifts(good, capsys):
+def test_a_tiny_codebook_that_may_not_grow_is_outgrown_once_and_never_drifts(good, capsys, model):
+    words = ("--k", "16", "--encoder", f"text:{model}", "--no-grow")
+    assert call(capsys, "build", "good.pdf", "-o", "fixed", *words)[0] == 0
     told = []
     for i in range(4):
         write_pdf(good / f"new{i}.pdf", [[f"{j} quite other words {i}"] for j in range(8)])
-        code, _, err = call(capsys, "add", "idx", f"new{i}.pdf")
+        code, _, err = call(capsys, "add", "fixed", f"new{i}.pdf")
         assert code == 0
         told += [line for line in err.splitlines() if "codebook" in line]
     assert len(told) == 1

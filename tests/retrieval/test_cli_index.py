@@ -77,7 +77,8 @@ def test_json_of_an_addition_is_a_line_for_each_document_and_a_total(built, caps
         "d4.npz": "unchanged", "new.npz": "added",
     }  # fmt: skip
     assert total == {
-        "added": 1, "replaced": 1, "unchanged": 4, "skipped": 0, "pages": 3, "vectors": 90
+        "added": 1, "replaced": 1, "unchanged": 4, "skipped": 0, "pages": 3, "vectors": 90,
+        "retrained": False,
     }  # fmt: skip
 
 

@@ -40,16 +40,15 @@ def preload(tmp_path_factory) -> Path:
     return library
 
 
-def test_committed_documents_survive_a_few_kills(tmp_path):
-    assert (
-        run(str(tmp_path / "idx"), "kill", "compact", "--times", "4", "--seed", "9")["killed"] == 4
-    )
+@pytest.mark.parametrize("kind", ["compact", "grow"])
+def test_committed_documents_survive_a_few_kills(tmp_path, kind):
+    assert run(str(tmp_path / "idx"), "kill", kind, "--times", "4", "--seed", "9")["killed"] == 4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
-@pytest.mark.parametrize("kind", ["add", "remove", "compact"])
+@pytest.mark.parametrize("kind", ["add", "grow", "remove", "compact"])
 def test_committed_documents_survive_fifty_kills(tmp_path, kind, journal):
     times = 50 if journal == "WAL" else 15
     arguments = (kind, "--times", str(times), "--journal", journal)
@@ -62,7 +61,7 @@ def test_committed_documents_survive_fifty_kills(tmp_path, kind, journal):
 @pytest.mark.timeout(900)
 @needs_preload
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
-@pytest.mark.parametrize("kind", ["add", "remove", "compact"])
+@pytest.mark.parametrize("kind", ["add", "grow", "remove", "compact"])
 @pytest.mark.parametrize("fault", ["full", "die"])
 def test_committed_documents_survive_a_fault_at_every_write(
     tmp_path, preload, fault, kind, journal
