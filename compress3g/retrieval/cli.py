@@ -16,14 +16,17 @@ from ..engine.options import options_from, resolve
 from ..errors import require
 from .cli_measure import bench, evaluate
 from .cli_options import (
+    ACTORS,
     DAMAGED,
     INDEX,
     JSON,
     META,
+    RAY,
     SOURCES,
     STRICT,
     THREADS,
     open_index,
+    searched_index,
     use_threads,
 )
 from .cli_serve import serve
@@ -200,6 +203,8 @@ def remove(index: Path, document: str | None, where: str | None, as_json: bool) 
 @click.option(
     "--heatmap", type=click.Path(path_type=Path), help="Folder for a picture of each hit."
 )
+@RAY
+@ACTORS
 @DAMAGED
 @THREADS
 @JSON
@@ -210,6 +215,8 @@ def search(
     where: str | None,
     vectors: Path | None,
     heatmap: Path | None,
+    ray: bool,
+    actors: int | None,
     allow_damaged: bool,
     threads: int | None,
     as_json: bool,
@@ -220,7 +227,7 @@ def search(
 
     use_threads(threads)
     config = resolve(SearchConfig, options, config_file)
-    with open_index(index, allow_damaged=allow_damaged) as opened:
+    with searched_index(index, allow_damaged=allow_damaged, ray=ray, actors=actors) as opened:
         if vectors is not None:
             hits = opened.search_vectors([read_query(vectors)], where=where, config=config)[0]
         else:

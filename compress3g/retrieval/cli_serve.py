@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import require
-from .cli_options import DAMAGED, INDEX, JSON, THREADS, open_index, use_threads
+from .cli_options import ACTORS, DAMAGED, INDEX, JSON, RAY, THREADS, searched_index, use_threads
 
 
 @click.command()
@@ -16,11 +16,20 @@ from .cli_options import DAMAGED, INDEX, JSON, THREADS, open_index, use_threads
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", default=8311, show_default=True, type=click.IntRange(0, 65535),
               help="0 for any that is free.")  # fmt: skip
+@RAY
+@ACTORS
 @DAMAGED
 @THREADS
 @JSON
 def serve(
-    index: Path, host: str, port: int, allow_damaged: bool, threads: int | None, as_json: bool
+    index: Path,
+    host: str,
+    port: int,
+    ray: bool,
+    actors: int | None,
+    allow_damaged: bool,
+    threads: int | None,
+    as_json: bool,
 ) -> int:
     """Show an index in a browser: search, pages, heat maps. Ctrl-C ends it."""
     for module in ("fastapi", "uvicorn"):
@@ -32,6 +41,6 @@ def serve(
         click.echo(json.dumps(about) if as_json else f"{address}  (Ctrl-C ends it)")
 
     use_threads(threads)
-    with open_index(index, allow_damaged=allow_damaged) as opened:
+    with searched_index(index, allow_damaged=allow_damaged, ray=ray, actors=actors) as opened:
         run(opened, host, port, ready=ready)
     return 0

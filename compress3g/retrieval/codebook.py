@@ -96,8 +96,9 @@ class Sampler:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """K centroids [K, D] float32 and what is known of their training.
+    """K centroids [K, D] and what is known of their training.
 
+    centroids: float32, of numbers that half precision holds, in which they are stored.
     asked: the K that was wanted. counts: members in the sample. energy: mean squared distance of
     the sample from its centroids, to notice drift by. agreement: share of the sample that the
     graph over centroids assigns like exact search; 1 where no graph is used. seen: vectors the
@@ -166,9 +167,10 @@ class Codebook:
         return float(np.einsum("nd,nd->", r, r, dtype=np.float64) / len(r))
 
     def to_arrays(self) -> dict[str, Array]:
-        """Everything, as arrays to store."""
+        """Everything, as arrays to store; centroids in float32 only if they were never rounded."""
+        half = self.centroids.astype(np.float16)
         return {
-            "centroids": self.centroids,
+            "centroids": half if np.array_equal(half, self.centroids) else self.centroids,
             "counts": self.counts,
             "facts": np.array([self.asked, self.energy, self.agreement]),
             "seen": np.array([self.seen]),
@@ -267,7 +269,7 @@ def _measure(
     sums = np.zeros(directions.shape, np.float64)
     for d in range(sample.shape[1]):
         sums[:, d] = np.bincount(codes, sample[:, d], minlength=len(directions))
-    centroids = (sums[counts > 0] / counts[counts > 0, None]).astype(np.float32)
+    centroids = (sums[counts > 0] / counts[counts > 0, None]).astype(np.float16).astype(np.float32)
     codes, similarity = _assign_exactly(sample, normalise(centroids))
     counts = np.bincount(codes, minlength=len(centroids))
     squares = np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64)

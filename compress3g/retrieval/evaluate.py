@@ -21,9 +21,9 @@ from .index import Index
 from .judgments import Judgments
 from .prune import keep_patches
 from .reduce import with_saliency
-from .search import top
 from .search_config import EvalConfig, SearchConfig
 from .segment import PageRows
+from .stages import top
 from .vectors import PageVectors
 from .view import View
 

@@ -21,7 +21,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from ..errors import ConfigError
+from .catalog import Catalog, DocumentRow
 
 _MAX_CHARACTERS, _MAX_DEPTH, _MAX_COMPARISONS = 20_000, 40, 200
 _TOKEN = re.compile(
@@ -236,3 +240,17 @@ def _type(value: Any) -> str:
     if isinstance(value, bool):
         return "truth"
     return "text" if isinstance(value, str) else "number"
+
+
+def pages_where(catalog: Catalog, text: str) -> Int64[np.ndarray, "n"]:
+    """Ascending numbers of the pages that pass, deleted ones included. Raises ConfigError."""
+    where = parse_where(text)
+    return np.unique(
+        np.asarray([page for (page,) in catalog.query(where.pages, where.parameters)], np.int64)
+    )
+
+
+def documents_where(catalog: Catalog, text: str) -> list[DocumentRow]:
+    """Living documents of which a page passes. Raises ConfigError."""
+    where = parse_where(text)
+    return catalog.documents(f"document IN ({where.documents})", where.parameters)

@@ -20,7 +20,7 @@ from . import build, maintenance
 from .build import Added, Document, Note, Outcome
 from .catalog import Catalog, Change, DocumentRow
 from .config import IndexConfig
-from .filters import parse_where
+from .filters import documents_where, pages_where
 from .hits import Hit, heatmap_of, hit_of
 from .info import PRECOMPUTED, Info, describe
 from .search import Ranking, search
@@ -277,7 +277,7 @@ class Index:
             if doc is not None:
                 found = writer.catalog.documents("path = ?", [os.fsencode(doc)])
             else:
-                found = _matching(writer.catalog, str(where))
+                found = documents_where(writer.catalog, str(where))
             if not found:
                 raise DocumentError(f"no document {doc or where!r} in the index")
             change = Change("remove", remove_documents=[d.document for d in found])
@@ -368,18 +368,22 @@ class Index:
         """Page numbers, scores and times per stage, without a look at the documents."""
         settings = config or SearchConfig(k=k)
         view = self._view  # the same throughout, should another thread refresh
-        allowed = None if where is None else self._pages_where(where)
+        allowed = None if where is None else pages_where(self._catalog, where)
         waiting = sum(s.pages for s in view.snapshot.segments if s.codebook is None)
         if waiting and view.encoding is None:
             raise DocumentError(
                 f"{waiting} pages wait for a codebook: an addition was interrupted, run it again"
             )
-        return search(view, queries, settings, allowed=allowed)
+        return self._search(view, queries, settings, allowed)
 
-    def _pages_where(self, text: str) -> Int64[np.ndarray, "n"]:
-        where = parse_where(text)
-        rows = self._catalog.query(where.pages, where.parameters)
-        return np.unique(np.asarray([page for (page,) in rows], np.int64))
+    def _search(
+        self,
+        view: View,
+        queries: Sequence[Float[np.ndarray, "_ d"]],
+        config: SearchConfig,
+        allowed: Int64[np.ndarray, "n"] | None,
+    ) -> list[Ranking]:
+        return search(view, queries, config, allowed=allowed)
 
     def locate(self, page_id: int) -> tuple[DocumentRow, int] | None:
         """Document of a living page and the number within it, from 1; None without such a page."""
@@ -397,8 +401,3 @@ class Index:
     def info(self) -> Info:
         """Counts and bytes."""
         return describe(self.path, self._view, self._catalog, self.config)
-
-
-def _matching(catalog: Catalog, text: str) -> list[DocumentRow]:
-    where = parse_where(text)
-    return catalog.documents(f"document IN ({where.documents})", where.parameters)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..engine.checkpoint import StopSignal
-from ..errors import BackendError, require
+from ..errors import require
 from . import build
 from .build import Added, Document, Note, Outcome
+from .ray_cluster import actor_share, failed_actor, started_ray
 from .shards import Part, ShardIntake, ShardSettings, ShardWriter, Written, parts_of
 from .writer import Writer
 
 _AHEAD = 4  # parts that each actor may be ahead of what is committed
-_RESTARTS = 2  # of an actor that died, before the build gives up
 
 
 def add_documents(
@@ -36,11 +34,11 @@ def add_documents(
     """
     # Ray comes first: it has a way of its own to be stopped, which StopSignal replaces.
     with (
-        _encoders(settings, actors) as workers,
+        started_ray() as ray,
         Writer(Path(settings.folder)) as writer,
         StopSignal() as stop,
     ):
-        intake = ShardIntake(writer)
+        intake, workers = ShardIntake(writer), Encoders(ray, settings, actors)
         try:
             done = build.add_documents(
                 writer, workers.documents(documents, intake.unchanged), intake, strict=strict,
@@ -52,42 +50,15 @@ def add_documents(
     return done, stop.requested
 
 
-@contextmanager
-def _encoders(settings: ShardSettings, count: int | None) -> Iterator[Encoders]:
-    """Actors for one addition; Ray is started, and stopped again, unless it runs already.
-
-    RAY_ADDRESS names a cluster. Raises MissingExtra.
-    """
-    ray = require("ray", extra="ray", purpose="--ray")
-    ours = not ray.is_initialized()
-    if ours:
-        local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(logging_level="error", **local)
-    try:
-        yield Encoders(ray, settings, count)
-    finally:
-        if ours:
-            ray.shutdown()
-
-
 class Encoders:
     """Actors that write segments, see `ShardWriter`."""
 
     def __init__(self, ray: Any, settings: ShardSettings, count: int | None) -> None:
-        resources = ray.cluster_resources()
-        processors, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
-        self.count = count or int(gpus) or max(1, int(processors) // 4)
-        # Fractions where there are more actors than processors: they could never all start.
-        share = processors / self.count
-        cpus = 1 if gpus and share >= 1 else share if share < 1 else int(share)
-        actor = ray.remote(
-            num_cpus=cpus,
-            num_gpus=min(1.0, gpus / self.count),
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
-        )(ShardWriter)
+        share = actor_share(ray, count, use_gpus=True)
+        self.count = share.count
+        actor = ray.remote(**share.options)(ShardWriter)
         self._ray = ray
-        self._actors = [actor.remote(settings, max(1, int(cpus))) for _ in range(self.count)]
+        self._actors = [actor.remote(settings, share.threads) for _ in range(self.count)]
 
     def documents(
         self, documents: Iterable[Document[Any]], unchanged: Callable[[Document[Any]], bool]
@@ -113,11 +84,8 @@ class Encoders:
         try:
             written: Written = pool.get_next()
         except self._ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            told = " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
-            raise BackendError(
-                f"an encoder process failed ({told}): complete documents are kept, run it again"
-            ) from None
+            remedy = "complete documents are kept, run it again"
+            raise failed_actor(error, "an encoder process", remedy) from None
         return written
 
     def stop(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Int64, Shaped
+from jaxtyping import Float, Float32, Int64
 
 from ..errors import ConfigError, DocumentError
 from ..kernels import code_scan
@@ -23,8 +23,9 @@ from .encoding import originals
 from .page_graph import pooled_query
 from .places import unpack_places
 from .prune import keep_query_tokens
-from .rescore import Scorer, coded_scorer, decoded, stored_scorer
+from .rescore import decoded
 from .search_config import SearchConfig
+from .stages import exact_stage, later_stages, positions_to_score, rescore, scan, top
 from .vectors import check_vectors
 from .view import View
 
@@ -42,26 +43,6 @@ class Ranking:
     seconds: dict[str, float]
 
 
-def top(
-    scores: Shaped[np.ndarray, "n"], ids: Int64[np.ndarray, "n"], n: int
-) -> Int64[np.ndarray, "k"]:
-    """Positions of the n highest scores, best first, ties by lower id.
-
-    >>> top(np.array([1, 3, 3, 2]), np.array([0, 9, 5, 7]), 2)
-    array([2, 1])
-    """
-    if n < len(scores):
-        cut = np.partition(scores, len(scores) - n)[len(scores) - n]
-        above, equal = np.flatnonzero(scores > cut), np.flatnonzero(scores == cut)
-        room = n - len(above)
-        if room < len(equal):
-            equal = equal[np.argpartition(ids[equal], room - 1)[:room]]
-        chosen = np.concatenate((above, equal))
-    else:
-        chosen = np.arange(len(scores))
-    return chosen[np.lexsort((ids[chosen], -scores[chosen]))]
-
-
 def search(
     view: View,
     queries: Sequence[Float[np.ndarray, "_ d"]],
@@ -76,19 +57,12 @@ def search(
     vectors that cannot be used, ConfigError for exact search in an index that keeps no originals
     and for a graph that is not there.
     """
-    encoding = view.encoding
-    if encoding is None or len(view) == 0:
-        raise DocumentError("the index is empty: add documents with `compress3g index add`")
-    checked = [
-        _check_query(q, f"query {i}", encoding.codebook.dimension) for i, q in enumerate(queries)
-    ]
-    positions = _positions(view, allowed)
+    checked = prepared(view, queries, config)
+    positions = positions_to_score(view, allowed)
     by_graph = allowed is None and _wants_graph(view, config)
     rankings = []
     for start in range(0, len(checked), _BATCH):
         batch = checked[start : start + _BATCH]
-        if config.query_keep < 1:
-            batch = [_rare_tokens(view, q, config.query_keep) for q in batch]
         if config.exact:
             rankings += [_exact(view, q, config, positions) for q in batch]
         elif by_graph:
@@ -96,6 +70,26 @@ def search(
         else:
             rankings += _staged(view, batch, config, positions)
     return rankings
+
+
+def prepared(
+    view: View, queries: Sequence[Float[np.ndarray, "_ d"]], config: SearchConfig
+) -> list[Float32[np.ndarray, "_ d"]]:
+    """The queries as they are searched: checked, and without the tokens that are not kept.
+
+    Raises as `search` does.
+    """
+    encoding = view.encoding
+    if encoding is None or len(view) == 0:
+        raise DocumentError("the index is empty: add documents with `compress3g index add`")
+    if config.exact and encoding.config.store == "none":
+        raise ConfigError("the index keeps no vectors to score exactly: build it with --store f16")
+    checked = [
+        _check_query(q, f"query {i}", encoding.codebook.dimension) for i, q in enumerate(queries)
+    ]
+    if config.query_keep < 1:
+        return [_rare_tokens(view, q, config.query_keep) for q in checked]
+    return checked
 
 
 def _check_query(
@@ -106,13 +100,6 @@ def _check_query(
         raise DocumentError(f"{name} is empty: give at least one word")
     check_vectors(query, name, dimension=dimension, unit=False)
     return query
-
-
-def _positions(view: View, allowed: Int64[np.ndarray, "n"] | None) -> Int64[np.ndarray, "k"] | None:
-    """Positions to score; None for all."""
-    if allowed is not None:
-        return view.positions_of(allowed)
-    return None if view.live is None else np.flatnonzero(view.live)
 
 
 def _wants_graph(view: View, config: SearchConfig) -> bool:
@@ -149,9 +136,9 @@ def _staged(
     rankings = []
     for query, similarity, found in zip(queries, similarities, passed, strict=True):
         seconds = {"scan": shared}
-        for stage, scorer, depth in _later_stages(view, query, similarity, n2):
+        for stage, scorer, depth in later_stages(view, query, similarity, n2):
             clock = time.perf_counter()
-            scores = _rescore(view, scorer, found)
+            scores = rescore(view, scorer, found)
             order = top(scores, view.page_ids[found], min(depth, len(found)))
             found, scores = found[order], scores[order]
             seconds[stage] = time.perf_counter() - clock
@@ -172,56 +159,7 @@ def _candidates(
         return [chosen] * len(similarities)
     tables = [code_scan.quantise_table(s) for s in similarities]
     ids = view.page_ids if positions is None else view.page_ids[positions]
-    return [chosen[top(total, ids, n1)] for total in _scan(view, tables, positions)]
-
-
-def _scan(
-    view: View, tables: Sequence[code_scan.ScanTable], positions: Int64[np.ndarray, "n"] | None
-) -> list[Int32[np.ndarray, "pages"]]:
-    """Integer scores of all positions, or of the given ones in their order."""
-    parts = []
-    if positions is None:
-        for segment in view.segments:
-            unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
-            parts.append(_scan_segment(tables, unique, bounds, None))
-    else:
-        for segment, rows, _ in view.split(positions):
-            unique, bounds = segment.arrays["unique"], segment.arrays["unique_offsets"]
-            parts.append(_scan_segment(tables, unique, bounds, rows))
-    if not parts:
-        return [np.zeros(0, np.int32) for _ in tables]
-    return list(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
-
-
-def _scan_segment(
-    tables: Sequence[code_scan.ScanTable],
-    unique: Shaped[np.ndarray, "u"],
-    bounds: Int64[np.ndarray, "ends"],
-    rows: Int64[np.ndarray, "n"] | None,
-) -> Shaped[np.ndarray, "b n"]:
-    if len(tables) == 1:
-        return code_scan.scan(tables[0], unique, bounds, rows).numpy()[None]
-    scores: Shaped[np.ndarray, "b n"] = code_scan.scan_batch(tables, unique, bounds, rows).numpy()
-    return scores
-
-
-def _later_stages(
-    view: View, query: Float32[np.ndarray, "t d"], similarity: Float32[np.ndarray, "t k"], n2: int
-) -> list[tuple[str, Scorer, int]]:
-    assert view.encoding is not None
-    scorer = coded_scorer(view.encoding, query, similarity)
-    if view.encoding.config.store == "none":
-        return [("rescore", scorer, n2)]
-    return [("rescore", scorer, n2), ("exact", stored_scorer(query), n2)]
-
-
-def _rescore(
-    view: View, scorer: Scorer, positions: Int64[np.ndarray, "n"]
-) -> Float32[np.ndarray, "n"]:
-    scores = np.empty(len(positions), np.float32)
-    for segment, rows, which in view.split(positions):
-        scores[which] = scorer(segment, rows)
-    return scores
+    return [chosen[top(total, ids, n1)] for total in scan(view, tables, positions)]
 
 
 def _exact(
@@ -230,15 +168,10 @@ def _exact(
     config: SearchConfig,
     positions: Int64[np.ndarray, "n"] | None,
 ) -> Ranking:
-    assert view.encoding is not None
-    if view.encoding.config.store == "none":
-        raise ConfigError("the index keeps no vectors to score exactly: build it with --store f16")
     clock = time.perf_counter()
     chosen = np.arange(len(view.page_ids)) if positions is None else positions
-    scores = _rescore(view, stored_scorer(query), chosen)
-    order = top(scores, view.page_ids[chosen], config.k)
-    seconds = {"exact": time.perf_counter() - clock}
-    return Ranking(view.page_ids[chosen[order]], scores[order], len(chosen), seconds)
+    pages, scores = exact_stage(view, query, chosen, config.k)
+    return Ranking(pages, scores, len(chosen), {"exact": time.perf_counter() - clock})
 
 
 def _rare_tokens(

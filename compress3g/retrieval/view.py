@@ -109,7 +109,7 @@ def load_view(
     for attempt in range(_ATTEMPTS):
         snapshot = catalog.snapshot()
         try:
-            return _load(folder, snapshot, config, map, allow_damaged)
+            return view_of(folder, snapshot, config, map=map, allow_damaged=allow_damaged)
         except (FormatError, FileNotFoundError):
             # A compaction may have removed a folder between the catalog's answer and our look.
             same = catalog.snapshot().generation == snapshot.generation
@@ -118,9 +118,10 @@ def load_view(
     raise AssertionError("unreachable")
 
 
-def _load(
-    folder: Path, snapshot: Snapshot, config: IndexConfig, map: bool, allow_damaged: bool
+def view_of(
+    folder: Path, snapshot: Snapshot, config: IndexConfig, *, map: bool, allow_damaged: bool
 ) -> View:
+    """What a snapshot shows. Raises FormatError, also where what it shows is there no more."""
     encoding = None
     if snapshot.codebook is not None:
         name, expected = snapshot.codebook

@@ -14,8 +14,8 @@ from compress3g.errors import ConfigError, DocumentError
 from compress3g.retrieval.config import IndexConfig
 from compress3g.retrieval.index import Index
 from compress3g.retrieval.rescore import coded_scorer, decoded_scorer
-from compress3g.retrieval.search import top
 from compress3g.retrieval.search_config import SearchConfig
+from compress3g.retrieval.stages import top
 from compress3g.retrieval.vectors import PageVectors
 
 from .conftest import DIMENSION, make_page, make_query
@@ -76,10 +76,10 @@ def test_only_n1_pages_reach_the_second_stage_and_n2_the_third(build, monkeypatc
 
     index = build(DOCUMENTS)
     seen = []
-    real = search._rescore
+    real = search.rescore
     monkeypatch.setattr(
         search,
-        "_rescore",
+        "rescore",
         lambda v, s, positions: seen.append(len(positions)) or real(v, s, positions),
     )
     index.rank([make_query(0)], config=SearchConfig(k=2, n1=9, n2=4))

@@ -1,0 +1,185 @@
+"""Whether an index that began with one short text ends as one that was built at once.
+
+    COMPRESS3G_DATA=FOLDER python benchmarks/retrieval_growth.py [--quick] [--json]
+
+Cranfield in the vectors of retrieval_quality.py, its shortest text first, then the others in the
+order of their numbers: at once, one document at a time, in twelve additions each of which makes the
+index larger by the same factor, and in the same twelve with a codebook that stays the one of the
+first text (`--no-grow`). Indexes are real ones on disk, preset `balanced`, searched as anybody
+would. Recall is the share of the exact top ten; a difference is that of means over the queries,
+with the 95 % interval of 10,000 paired bootstrap draws. Two seeds, one document at a time one.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import faiss
+import numpy as np
+import torch
+from _corpora import Corpus, TokenVectors, cranfield, data_folder, part, token_vectors
+from _ranking import maxsim, ndcg, ranked
+from _report import goal, parser, report
+from retrieval_quality import reason_to_skip
+
+from compress3g.retrieval.config import PRESETS
+from compress3g.retrieval.index import Index
+from compress3g.retrieval.vectors import PageVectors
+
+SEEDS = range(2)
+ADDITIONS = 12
+NOISE = 0.01  # of recall: half the spread of five codebooks of retrieval_quality.py is .003
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """A corpus with its shortest text first, and what exact search finds in it."""
+
+    tokens: TokenVectors
+    order: np.ndarray  # document numbers, in the order of additions
+    exact: np.ndarray
+    qrels: dict[int, dict[int, int]]
+
+    @property
+    def queries(self) -> list[np.ndarray]:
+        t = self.tokens
+        return [t.query_vectors[a:b].astype(np.float32) for a, b in pairwise(t.query_offsets)]
+
+
+def open_arena(corpus: Corpus) -> Arena:
+    t = token_vectors(corpus)
+    lengths = np.diff(t.offsets)
+    first = int(np.argmin(lengths))
+    order = np.array([first, *(d for d in range(len(lengths)) if d != first)])
+    (scores,) = maxsim(
+        t.query_vectors, t.query_offsets, lambda a, b: t.vectors[a:b].astype(np.float32), t.offsets
+    )
+    return Arena(t, order, ranked(scores), corpus.qrels)
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """An index that was filled: what it found, what it took."""
+
+    found: np.ndarray  # documents [queries, 10]
+    row: dict[str, Any]
+
+
+def fill(arena: Arena, folder: Path, ends: Sequence[int], seed: int, *, grow: bool) -> Grown:
+    """An index of all documents, added up to each of `ends`."""
+    t, clock, trainings = arena.tokens, time.process_time(), 0
+    config = replace(PRESETS["balanced"], seed=seed, grow=grow)
+    with Index.create(folder, dimension=t.vectors.shape[1], config=config) as index:
+        for first, last in pairwise((0, *ends)):
+            documents = [
+                index.document(str(d), [PageVectors(t.vectors[t.offsets[d] : t.offsets[d + 1]])])
+                for d in arena.order[first:last]
+            ]
+            trainings += index.add_documents(documents).retrained
+        seconds = time.process_time() - clock
+        hits = index.search_vectors(arena.queries, 10)
+        found = np.array([[int(h.doc) for h in row] for row in hits])
+        info = index.info()
+    kept = {n: b for n, b in info.arrays.items() if not n.startswith("store")}
+    row = {
+        "recall": float(recalls(arena, found).mean()),
+        "nDCG@10": float(ndcg(found, arena.qrels).mean()),
+        "centroids": info.centroids,
+        "trained on": info.trained_on,
+        "trained again": trainings,
+        "bytes a vector": sum(kept.values()) / info.vectors,
+        "kept to grow, bytes a vector": (sum(info.arrays.values()) - sum(kept.values()))
+        / info.vectors,
+        "cpu seconds": seconds,
+    }
+    return Grown(found, row)
+
+
+def recalls(arena: Arena, found: np.ndarray) -> np.ndarray:
+    """Of every query."""
+    return (arena.exact[:, :10, None] == found[:, None, :]).any(2).mean(1)
+
+
+def compared(arena: Arena, grown: Sequence[Grown], once: Sequence[Grown]) -> dict[str, Any]:
+    """Differences of the means over seeds, query by query, with intervals."""
+    draws = np.random.default_rng(0).integers(0, len(arena.exact), (10_000, len(arena.exact)))
+    out = {}
+    for name, measure in (
+        ("recall", lambda found: recalls(arena, found)),
+        ("nDCG@10", lambda found: ndcg(found, arena.qrels)),
+    ):
+        a, b = (np.mean([measure(g.found) for g in group], 0) for group in (grown, once))
+        low, high = np.quantile((a - b)[draws].mean(1), (0.025, 0.975))
+        out[name] = float((a - b).mean())
+        out[f"{name}, interval"] = [float(low), float(high)]
+    return out
+
+
+def in_steps(documents: int, steps: int) -> list[int]:
+    """1, and so on to all documents, each so many times the one before."""
+    return sorted({round(x) for x in np.geomspace(1, documents, steps)})
+
+
+def main() -> None:
+    options = parser(__doc__).parse_args()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    folder = data_folder()
+    missing = reason_to_skip(folder)
+    if folder is None or missing:
+        print(f"skipped: {missing}")
+        options.quick = True  # results of an earlier run stay
+        report("retrieval_growth", options, seeds=[0], goals=[], rows={}, skipped=missing)
+        return
+    corpus = cranfield(folder)
+    if options.quick:
+        corpus = part(corpus, 25, 250)
+    arena = open_arena(corpus)
+    count, seeds = len(arena.order), [0] if options.quick else list(SEEDS)
+    steps = in_steps(count, 6 if options.quick else ADDITIONS)
+    ways = {
+        "at once": ([count], True),
+        f"{len(steps)} additions": (steps, True),
+        f"{len(steps)} additions, --no-grow": (steps, False),
+    }
+    if not options.quick:
+        ways["one document at a time"] = (list(range(1, count + 1)), True)
+    made: dict[str, list[Grown]] = {}
+    for name, (ends, grow) in ways.items():
+        slow = len(ends) > len(steps)
+        for seed in seeds[:1] if slow or not grow else seeds:
+            with tempfile.TemporaryDirectory() as scratch:
+                grown = fill(arena, Path(scratch, "idx"), ends, seed, grow=grow)
+            made.setdefault(name, []).append(grown)
+            told = "  ".join(f"{k} {v:.4g}" for k, v in grown.row.items())
+            print(f"{name:28} seed {seed}  {told}", flush=True)
+    once, goals, differences = made["at once"], [], {}
+    for name, group in made.items():
+        if name == "at once":
+            continue
+        found = differences[name] = compared(arena, group, once)
+        print(f"{name:28} less at once: {found}")
+        if "--no-grow" not in name:
+            goals += [
+                goal(f"{name}: recall less that of at once", found["recall"], -NOISE),
+                goal(
+                    f"{name}: upper end of nDCG@10's difference", found["nDCG@10, interval"][1], 0
+                ),
+            ]
+    rows = {name: [g.row for g in group] for name, group in made.items()}
+    report(
+        "retrieval_growth", options, seeds=seeds, goals=goals, rows=rows, differences=differences
+    )
+
+
+if __name__ == "__main__":
+    main()
