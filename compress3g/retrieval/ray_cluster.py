@@ -14,16 +14,17 @@ RESTARTS = 2  # of an actor that died, before its work is given up
 
 
 @contextmanager
-def started_ray() -> Iterator[Any]:
+def started_ray(*, quiet: bool = False) -> Iterator[Any]:
     """The module, with Ray running; stopped again unless it ran before.
 
-    RAY_ADDRESS names a cluster. Raises MissingExtra.
+    quiet: what actors print, and Ray says of them, does not go to standard output. RAY_ADDRESS
+    names a cluster. Raises MissingExtra.
     """
     ray = require("ray", extra="ray", purpose="--ray")
     ours = not ray.is_initialized()
     if ours:
         local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(logging_level="error", **local)
+        ray.init(logging_level="error", log_to_driver=not quiet, **local)
     try:
         yield ray
     finally:

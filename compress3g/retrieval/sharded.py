@@ -66,7 +66,9 @@ class ShardedIndex(Index):
         shards = shards_of(
             view, self.config, self.path, share.count, allow_damaged=self._allow_damaged
         )
-        made = ray.remote(**share.options)(PageShard)
+        # Half of what each would get: those of the view before end only when nobody waits for them.
+        options = {**share.options, "num_cpus": share.processors / 2}
+        made = ray.remote(**options)(PageShard)
         actors = [made.remote(shard, share.threads) for shard in shards]
 
         def ask(method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -77,6 +79,8 @@ class ShardedIndex(Index):
             try:
                 answers: list[Any] = ray.get(calls)
             except ray.exceptions.RayError as error:
+                with self._lock:
+                    self._end(actors)
                 raise failed_actor(error, "a search process", "try again") from None
             return answers
 
@@ -85,8 +89,13 @@ class ShardedIndex(Index):
     def stop(self) -> None:
         """Ends the actors."""
         if self._crew is not None:
-            for actor in self._crew[2]:
-                self._ray.kill(actor)
+            self._end(self._crew[2])
+
+    def _end(self, actors: list[Any]) -> None:
+        """Ends these actors; the next search starts others if they were at work."""
+        for actor in actors:
+            self._ray.kill(actor)
+        if self._crew is not None and self._crew[2] is actors:
             self._crew = None
 
 
@@ -105,7 +114,7 @@ def open_sharded(
     """
     with (
         ShardedIndex.open(path, encoder=encoder, allow_damaged=allow_damaged) as index,
-        started_ray() as ray,
+        started_ray(quiet=True) as ray,
     ):
         assert isinstance(index, ShardedIndex)
         index.start(ray, actors)
