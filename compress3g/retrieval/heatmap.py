@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
+from numpy.lib.stride_tricks import sliding_window_view
 
 from .pages import PageImage
-from .pdf import Box, Word
+from .pdf import Word
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,26 +66,33 @@ def word_heat(
 
     NaN for words without a vector, such as those that pruning dropped.
     """
-    tokens = len(heat)
-    best = np.where(np.isnan(heat), -np.inf, heat)
-    out = np.full((len(words), tokens), np.nan, np.float32)
-    for i, word in enumerate(words):
-        down, across = _cells(word.box, grid)
-        inside = best[:, down, across]
-        if inside.size and min(down.start, across.start) >= 0:
-            out[i] = inside.max((1, 2))
-    out[np.isinf(out)] = np.nan
-    return out
-
-
-def _cells(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns in which word-pieces of a word can lie: their middles do."""
-    left, top, right, bottom = box
+    if not len(words):
+        return np.zeros((0, len(heat)), np.float32)
     rows, columns = grid
-    row = min(max(int((top + bottom) / 2 * rows), 0), rows - 1)
-    first = min(max(int(left * columns), 0), columns - 1)
-    last = min(max(int(right * columns), 0), columns - 1)
-    return slice(row, row + 1), slice(first, last + 1)
+    best = np.full((len(heat), rows * columns + 1), -np.inf, np.float32)
+    whole = best[:, :-1].reshape(len(heat), rows, columns)
+    down, across = (min(a, b) for a, b in zip(heat.shape[1:], grid, strict=True))
+    seen = heat[:, :down, :across]
+    whole[:, :down, :across] = np.where(np.isnan(seen), -np.inf, seen)
+    # The cells of a word are neighbours in a row: its best is one stretch of the flat map.
+    first, stop = _cells(words, grid)
+    bounds = np.stack([first, stop], 1).ravel()
+    out = np.maximum.reduceat(best, bounds, axis=1)[:, ::2].T
+    return np.asarray(np.where(np.isinf(out), np.nan, out), np.float32)
+
+
+def _cells(
+    words: Sequence[Word], grid: tuple[int, int]
+) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+    """First and last + 1 of the cells, row after row, where middles of a word's pieces can lie."""
+    left, top, right, bottom = np.array([word.box for word in words]).T
+    rows, columns = grid
+
+    def clipped(place: Float[np.ndarray, "n"], most: int) -> Int64[np.ndarray, "n"]:
+        return np.clip((place * most).astype(np.int64), 0, most - 1)
+
+    row = clipped((top + bottom) / 2, rows) * columns
+    return row + clipped(left, columns), row + clipped(right, columns) + 1
 
 
 def snippet(
@@ -95,8 +103,8 @@ def snippet(
     first = 0
     if heat is not None and grid is not None and texts:
         values = np.nan_to_num(word_heat(words, heat, grid), nan=-1.0)
-        starts = range(max(1, len(texts) - run + 1))
-        fits = [float(values[i : i + run].max(0).sum()) for i in starts]
+        runs = sliding_window_view(values, min(run, len(values)), axis=0)
+        fits = runs.max(2).sum(1).tolist()
         best = int(np.argmax(fits))
         # Of the runs that fit equally well, the middle one: context on both sides.
         last = best

@@ -56,10 +56,13 @@ def count_pages(path: Path) -> int | None:
     return len(Pdf(path)) if path.suffix.lower() == ".pdf" else None
 
 
-def read_page(path: Path, number: int) -> PageImage:
-    """One page; the first is 1. Raises DocumentError as `read_pages`, and for a number too high."""
+def read_page(path: Path, number: int, *, open_pdf: Callable[[Path], Pdf] = Pdf) -> PageImage:
+    """One page; the first is 1. open_pdf: for who keeps files open, to read more pages of them.
+
+    Raises DocumentError as `read_pages`, and for a number too high.
+    """
     if path.suffix.lower() == ".pdf":
-        document = Pdf(path)
+        document = open_pdf(path)
         if 1 <= number <= len(document):
             return _pdf_page(document, number - 1)
     else:

@@ -6,13 +6,17 @@ thread, at any time.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
 
 from ..errors import DocumentError, require
 
@@ -94,47 +98,70 @@ def _close(document: Any) -> None:
 
 def _words(page: Any, text: Any) -> list[Word]:
     """Characters between blanks, with the box around them; rotation and crop are undone."""
-    from pypdfium2 import raw
+    letters, corners, starts = _characters(text)
+    if not letters:
+        return []
+    x, y = _placed(page, corners)
+    boxes = np.stack(
+        [
+            np.minimum.reduceat(x.min(1), starts), np.minimum.reduceat(y.min(1), starts),
+            np.maximum.reduceat(x.max(1), starts), np.maximum.reduceat(y.max(1), starts),
+        ], axis=1,
+    ).tolist()  # fmt: skip
+    ends = [*starts[1:], len(letters)]
+    return [
+        Word("".join(letters[a:b]), tuple(box))
+        for a, b, box in zip(starts, ends, boxes, strict=True)
+    ]
 
-    place = _placer(page)
-    words: list[Word] = []
+
+def _characters(text: Any) -> tuple[list[str], Float64[np.ndarray, "n 4"], list[int]]:
+    """Of all words: letters, left, bottom, right and top of each, and where words start.
+
+    Two calls a character and nothing else: a page has thousands.
+    """
+    from pypdfium2 import PdfiumError, raw
+
+    unicode_of, box_of = raw.FPDFText_GetUnicode, raw.FPDFText_GetCharBox
+    left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+    into = [ctypes.byref(side) for side in (left, right, bottom, top)]
     letters: list[str] = []
-    boxes: list[Box] = []
-
-    def finish() -> None:
-        if letters and boxes:
-            left, top, right, bottom = zip(*boxes, strict=True)
-            words.append(Word("".join(letters), (min(left), min(top), max(right), max(bottom))))
-        letters.clear()
-        boxes.clear()
-
+    corners: list[tuple[float, float, float, float]] = []
+    starts: list[int] = []
+    between = True
     for i in range(text.count_chars()):
-        code = raw.FPDFText_GetUnicode(text.raw, i)
+        code = unicode_of(text.raw, i)
         letter = chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else "\ufffd"
         if code == 0 or letter.isspace():
-            finish()
+            between = True
         elif code != _SOFT_HYPHEN and code >= 0x20:
+            if not box_of(text.raw, i, *into):
+                raise PdfiumError("a character has no box")
+            if between:
+                starts.append(len(letters))
+                between = False
             letters.append(letter)
-            boxes.append(place(*text.get_charbox(i)))
-    finish()
-    return words
+            corners.append((left.value, bottom.value, right.value, top.value))
+    return letters, np.asarray(corners, np.float64).reshape(-1, 4), starts
 
 
-def _placer(page: Any) -> Callable[[float, float, float, float], Box]:
-    """Boxes in the coordinates of the PDF as shares of the page as it is shown."""
-    import ctypes
+def _placed(
+    page: Any, corners: Float64[np.ndarray, "n 4"]
+) -> tuple[Float64[np.ndarray, "n 2"], Float64[np.ndarray, "n 2"]]:
+    """Two opposite corners of boxes, in the coordinates of the PDF, as shares of the page shown.
 
+    That is an affine map, which three points tell.
+    """
     from pypdfium2 import raw
 
-    steps = 1 << 16
+    steps, far = 1 << 16, 1e5
     x, y = ctypes.c_int(), ctypes.c_int()
 
-    def point(across: float, up: float) -> tuple[float, float]:
+    def point(across: float, up: float) -> Float64[np.ndarray, "2"]:
         raw.FPDF_PageToDevice(page.raw, 0, 0, steps, steps, 0, across, up, x, y)
-        return x.value / steps, y.value / steps
+        return np.array([x.value, y.value]) / steps
 
-    def place(left: float, bottom: float, right: float, top: float) -> Box:
-        (x0, y0), (x1, y1) = point(left, top), point(right, bottom)
-        return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-
-    return place
+    origin = point(0, 0)
+    turn = np.stack([point(far, 0) - origin, point(0, far) - origin]) / far
+    first, second = (corners[:, i : i + 2] @ turn + origin for i in (0, 2))
+    return np.stack([first[:, 0], second[:, 0]], 1), np.stack([first[:, 1], second[:, 1]], 1)

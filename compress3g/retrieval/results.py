@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from .heatmap import overlay, snippet
 from .hits import Hit
 from .index import Index
 from .pages import PageImage, read_page
+from .pdf import Pdf
+
+_OPEN = 8  # files at a time
 
 
 def read_query(path: Path) -> Float32[np.ndarray, "t d"]:
@@ -51,13 +55,14 @@ def shown_hits(index: Index, hits: Sequence[Hit], heatmaps: Path | None) -> list
     an index that keeps no patches.
     """
     grid = index.grid
+    opened = lru_cache(_OPEN)(Pdf)
     rows = []
     for rank, hit in enumerate(hits, 1):
         row: dict[str, Any] = {
             "doc": hit.doc, "page": hit.page, "score": hit.score, "page_id": hit.page_id,
             "meta": dict(hit.meta),
         }  # fmt: skip
-        page = _page(hit)
+        page = _page(hit, opened)
         if page is not None and page.words:
             row["snippet"] = snippet(page.words, _heat(hit) if grid else None, grid)
         if heatmaps is not None:
@@ -67,13 +72,13 @@ def shown_hits(index: Index, hits: Sequence[Hit], heatmaps: Path | None) -> list
     return rows
 
 
-def _page(hit: Hit) -> PageImage | None:
+def _page(hit: Hit, open_pdf: Callable[[Path], Pdf]) -> PageImage | None:
     """The page itself, None when the file is gone, changed or held vectors."""
     path = Path(hit.doc)
     if path.suffix.lower() not in PAGE_SUFFIXES:
         return None
     try:
-        return read_page(path, hit.page)
+        return read_page(path, hit.page, open_pdf=open_pdf)
     except (DocumentError, MissingExtra):
         return None
 

@@ -42,6 +42,39 @@ def test_all_ink_of_a_page_is_inside_the_boxes_of_its_words(tmp_path, rotate):
     assert np.asarray(picture.convert("L")).min() > 128
 
 
+@pytest.mark.parametrize("rotate", [0, 90, 180, 270])
+def test_boxes_are_where_pdfium_itself_puts_each_character(tmp_path, rotate):
+    import ctypes
+
+    import pypdfium2
+    from pypdfium2 import raw
+
+    path = write_pdf(tmp_path / "a.pdf", [["two words", "(more)"]], rotate=rotate)
+    (page,) = read_pages(path)
+    document = pypdfium2.PdfDocument(path.read_bytes())
+    theirs = document[0]
+    text = theirs.get_textpage()
+    x, y = ctypes.c_int(), ctypes.c_int()
+    boxes, box = [], []
+    for i in range(text.count_chars()):
+        if not text.get_text_range(i, 1).strip():
+            boxes, box = [*boxes, box], []
+            continue
+        left, bottom, right, top = text.get_charbox(i)
+        for across, up in ((left, bottom), (right, top)):
+            raw.FPDF_PageToDevice(theirs.raw, 0, 0, 60_000, 60_000, 0, across, up, x, y)
+            box.append((x.value / 60_000, y.value / 60_000))
+    boxes = [np.array(b) for b in (*boxes, box) if b]
+    assert len(boxes) == len(page.words) == 3
+    for word, points in zip(page.words, boxes, strict=True):
+        # PDFium rounds to whole steps, twice: in the reference and where the map is measured.
+        np.testing.assert_allclose(word.box[:2], points.min(0), atol=2 / 60_000)
+        np.testing.assert_allclose(word.box[2:], points.max(0), atol=2 / 60_000)
+    text.close()
+    theirs.close()
+    document.close()
+
+
 def test_words_come_in_reading_order_on_every_page(tmp_path):
     path = write_pdf(tmp_path / "a.pdf", TOPICS)
     texts = [" ".join(w.text for w in page.words) for page in read_pages(path)]
