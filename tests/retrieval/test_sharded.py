@@ -41,7 +41,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_actors_find_what_one_process_finds(build, tmp_path, capsys):
+def test_two_actors_find_what_one_process_finds(build):
     from compress3g.retrieval.sharded import open_sharded
 
     index = build(DOCUMENTS, residual="pq16", store="none", metadata={"doc3": {"year": 2003}})
@@ -62,18 +62,9 @@ def test_two_actors_find_what_one_process_finds(build, tmp_path, capsys):
         shared.refresh()
         assert shared.search_vectors([late], 1)[0][0].doc == "late"
         _bad_queries_are_refused(shared)
-        _killed_actors_start_again(shared, queries)
         index.compact()  # which removes what the actors of a new view would map
         shared.refresh()
         same(shared.rank(queries), index.rank(queries))
-    np.save(tmp_path / "q.npy", queries[0])
-    words = ("search", index.path, "--vectors", tmp_path / "q.npy", "--json")
-    one, many = call(capsys, *words), call(capsys, *words, "--ray", "--actors", "2")
-    assert many[0] == one[0] == 0
-    assert json.loads(many[1]) == json.loads(one[1])
-    code, _, err = call(capsys, *words, "--ray", "--graph", "on")
-    assert code == 2
-    assert "--graph on" in err
 
 
 def _bad_queries_are_refused(shared) -> None:
@@ -88,16 +79,37 @@ def _bad_queries_are_refused(shared) -> None:
         shared.search_vectors([make_query(0)], config=SearchConfig(exact=True))
 
 
-def _killed_actors_start_again(shared, queries) -> None:
-    """A process that dies is started again; one that dies for good is an error in one line."""
-    wanted = shared.rank(queries[:2])
-    actors = shared._crew[2]
-    shared._ray.kill(actors[0], no_restart=False)
-    same(shared.rank(queries[:2]), wanted)
-    shared._ray.kill(actors[0])
-    with pytest.raises(BackendError, match="a search process failed"):
-        shared.rank(queries[:2])
-    same(shared.rank(queries[:2]), wanted)  # the next search has a new crew
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_command_prints_what_it_prints_without_ray(build, tmp_path, capsys):
+    index = build(DOCUMENTS)
+    np.save(tmp_path / "q.npy", make_query(3))
+    words = ("search", index.path, "--vectors", tmp_path / "q.npy", "--json")
+    one, many = call(capsys, *words), call(capsys, *words, "--ray", "--actors", "2")
+    assert many[0] == one[0] == 0
+    assert json.loads(many[1]) == json.loads(one[1])
+    code, _, err = call(capsys, *words, "--ray", "--graph", "on")
+    assert (code, "--graph on" in err) == (2, True)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_actors_that_die_start_again_or_say_so_in_one_line(build):
+    from compress3g.retrieval.sharded import open_sharded
+
+    index, queries = build(DOCUMENTS), [make_query(i) for i in range(2)]
+    wanted = index.rank(queries)
+    with open_sharded(index.path, actors=2) as shared:
+        same(shared.rank(queries), wanted)
+        actors = shared._crew[2]
+        shared._ray.kill(actors[0], no_restart=False)
+        same(shared.rank(queries), wanted)
+        shared._ray.kill(actors[0])
+        with pytest.raises(BackendError, match="a search process failed"):
+            shared.rank(queries)
+        same(shared.rank(queries), wanted)  # the next search starts others
 
 
 @needs_ray
