@@ -114,6 +114,24 @@ def test_unchanged_documents_stay_and_changed_ones_are_replaced(tmp_path, corpus
                 same(one, many)
 
 
+def test_an_index_that_outgrows_its_codebook_by_shards_is_that_of_one_process(
+    tmp_path, corpus, encoder
+):
+    first = write_pdf(tmp_path / "first.pdf", [["one line"]])
+    for name in ("one", "many"):
+        with create(tmp_path / name, encoder, store="f16") as index:
+            index.add([first])
+            assert index.info().growing
+            few = index.info().centroids
+    with Index.open(tmp_path / "one", encoder=encoder) as one:
+        assert one.add([corpus], metadata={"year": 2024}).retrained
+        assert add_in_shards(tmp_path / "many", corpus).retrained
+        with Index.open(tmp_path / "many", encoder=encoder) as many:
+            same(one, many)
+            assert many.info().centroids == 64 > few
+            assert many.info().waiting_pages == 0
+
+
 def test_what_nobody_committed_is_removed_by_the_next_writer(tmp_path, corpus, encoder):
     create(tmp_path / "idx", encoder).close()
     add_in_shards(tmp_path / "idx", corpus)
