@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -31,6 +32,7 @@ from .segment import PageRows, Segment, SegmentWriter
 from .writer import Writer
 
 _OUTPUT_VECTORS = 1 << 26  # in one segment that pass 2 writes
+_log = logging.getLogger(__name__)
 
 Note = Callable[[str, int, int], None]  # what, done, of how many
 Outcome = Callable[[str, str, int], None]  # path, what became of it, pages
@@ -191,14 +193,21 @@ def encode_waiting(writer: Writer, config: IndexConfig, note: Note) -> None:
 
 
 def grow(writer: Writer, config: IndexConfig, note: Note) -> bool:
-    """Trains a new codebook, as `retrain` does, where the index has outgrown its own; whether."""
+    """Trains a new codebook, as `retrain` does, where the index has outgrown its own; whether.
+
+    What was added stays added when a segment is damaged; that is said and nothing is trained.
+    """
     snapshot = writer.snapshot()
     if snapshot.codebook is None or not config.grow:
         return False
     encoding, _ = load_encoding(writer)
     if not encoding.codebook.outgrown_by(sum(s.vectors for s in snapshot.segments)):
         return False
-    retrain(writer, config, note)
+    try:
+        retrain(writer, config, note)
+    except FormatError as error:
+        _log.warning("the codebook cannot grow with the index: %s", error)
+        return False
     return True
 
 

@@ -125,6 +125,19 @@ def test_a_large_addition_to_a_small_index_trains_once_on_all_of_it(tmp_path, wh
     ]
 
 
+def test_an_addition_to_a_damaged_index_stays_and_says_that_nothing_grew(tmp_path, caplog):
+    with made(tmp_path / "idx", 4) as index:
+        (file,) = index.path.glob("seg-*/store.i8")
+        file.write_bytes(file.read_bytes()[:-1])
+    with Index.open(tmp_path / "idx", allow_damaged=True) as index:
+        documents = [index.document(f"{i}", [make_page(i)]) for i in range(4, 9)]
+        assert not index.add_documents(documents).retrained
+        assert [d.path for d in index.documents()] == [str(i) for i in range(9)]
+        assert {h.doc for h in index.search_vectors([make_query(0)])[0]} == set("45678")
+    assert "cannot grow" in caplog.text
+    assert str(file) in caplog.text
+
+
 def test_a_reader_keeps_its_snapshot_while_the_codebook_is_replaced(tmp_path):
     with made(tmp_path / "idx", 4) as index, Index.open(index.path) as reader:
         before = [(h.page_id, h.score) for h in reader.search_vectors([make_query(0)])[0]]
