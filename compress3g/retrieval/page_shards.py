@@ -36,7 +36,7 @@ Pages = Int64[np.ndarray, "_"]
 
 @dataclass(frozen=True, slots=True)
 class ShardOfPages:
-    """What an actor has to know: positions `first` to `stop` - 1 of a view are its own."""
+    """Positions `first` to `stop` - 1 of a view, for whoever cannot see the view itself."""
 
     folder: str
     snapshot: Snapshot
@@ -46,60 +46,79 @@ class ShardOfPages:
     stop: int
 
 
-class PageShard:
-    """Scores pages of its shard; what it answers is by query."""
+class PageScorer:
+    """Scores pages of the shard it is told; what it answers is by query.
 
-    def __init__(self, shard: ShardOfPages, threads: int | None = None) -> None:
+    It keeps the view of the newest commit it was asked about, and the one before.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        self._shard = shard
-        self._view = view_of(
-            Path(shard.folder), shard.snapshot, shard.config,
-            map=True, allow_damaged=shard.allow_damaged,
-        )  # fmt: skip
+        self._views: dict[int, View] = {}
 
     def scan(
-        self, similarities: Similarities, allowed: Pages | None, depth: int
+        self, shard: ShardOfPages, similarities: Similarities, allowed: Pages | None, depth: int
     ) -> list[tuple[Pages, Int32[np.ndarray, "_"]]]:
         """Stage 1: the best pages and their integer scores."""
-        positions = self._own(allowed)
+        view = self._view_of(shard)
+        positions = _own(shard, view, allowed)
         if not len(positions):
             return [(positions, np.zeros(0, np.int32)) for _ in similarities]
-        ids = self._view.page_ids[positions]
+        ids = view.page_ids[positions]
         tables = [code_scan.quantise_table(s) for s in similarities]
         out = []
-        for total in scan(self._view, tables, positions):
+        for total in scan(view, tables, positions):
             best = top(total, ids, min(depth, len(ids)))
             out.append((ids[best], total[best]))
         return out
 
     def rescore(
-        self, stage: int, queries: Queries, similarities: Similarities, pages: Sequence[Pages]
+        self,
+        shard: ShardOfPages,
+        stage: int,
+        queries: Queries,
+        similarities: Similarities,
+        pages: Sequence[Pages],
     ) -> list[Float32[np.ndarray, "_"]]:
-        """One of the later stages: scores of these pages, all of which are of this shard."""
+        """One of the later stages: scores of these pages, all of which are of the shard."""
+        view = self._view_of(shard)
         out = []
         for query, similarity, ids in zip(queries, similarities, pages, strict=True):
-            _, scorer, _ = later_stages(self._view, query, similarity, 0)[stage]
+            _, scorer, _ = later_stages(view, query, similarity, 0)[stage]
             order = np.argsort(ids)
             scores = np.empty(len(ids), np.float32)
-            scores[order] = rescore(self._view, scorer, self._view.positions_of(ids[order]))
+            scores[order] = rescore(view, scorer, view.positions_of(ids[order]))
             out.append(scores)
         return out
 
     def exact(
-        self, queries: Queries, allowed: Pages | None, k: int
+        self, shard: ShardOfPages, queries: Queries, allowed: Pages | None, k: int
     ) -> list[tuple[Pages, Float32[np.ndarray, "_"]]]:
         """The best pages by stored vectors, and their scores."""
-        return [exact_stage(self._view, q, self._own(allowed), k) for q in queries]
+        view = self._view_of(shard)
+        return [exact_stage(view, q, _own(shard, view, allowed), k) for q in queries]
 
-    def _own(self, allowed: Pages | None) -> Pages:
-        first, stop = self._shard.first, self._shard.stop
-        positions = positions_to_score(self._view, allowed)
-        if positions is None:
-            return np.arange(first, stop)
-        return positions[np.searchsorted(positions, first) : np.searchsorted(positions, stop)]
+    def _view_of(self, shard: ShardOfPages) -> View:
+        generation = shard.snapshot.generation
+        if generation not in self._views:
+            view = view_of(
+                Path(shard.folder), shard.snapshot, shard.config,
+                map=True, allow_damaged=shard.allow_damaged,
+            )  # fmt: skip
+            self._views = {**dict(list(self._views.items())[-1:]), generation: view}
+        return self._views[generation]
+
+
+def _own(shard: ShardOfPages, view: View, allowed: Pages | None) -> Pages:
+    """Positions of the shard that are to be scored."""
+    positions = positions_to_score(view, allowed)
+    if positions is None:
+        return np.arange(shard.first, shard.stop)
+    first, stop = np.searchsorted(positions, (shard.first, shard.stop))
+    return positions[first:stop]
 
 
 def shards_of(
@@ -118,7 +137,10 @@ def shards_of(
 
 
 class Crew:
-    """The shards of one view at work; ask: calls a method of each with arguments of its own."""
+    """The shards of one view at work.
+
+    ask: calls a method of `PageScorer` for each shard, with arguments of its own after the shard.
+    """
 
     def __init__(self, ask: Callable[[str, Sequence[tuple[Any, ...]]], list[Any]], count: int):
         self._ask, self._count = ask, count

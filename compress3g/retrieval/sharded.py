@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 
 from ..errors import ConfigError
 from .index import Index
-from .page_shards import Crew, PageShard, shards_of
+from .page_shards import Crew, PageScorer, shards_of
 from .ray_cluster import actor_share, failed_actor, started_ray
 from .search import Ranking, prepared
 from .search_config import SearchConfig
@@ -31,14 +31,12 @@ if TYPE_CHECKING:
 class ShardedIndex(Index):
     """An index whose searches are shared out; everything else is that of `Index`."""
 
-    _ray: Any = None
-    _actors: int | None = None
-
     def start(self, ray: Any, actors: int | None) -> None:
-        """Searches in actors from now on; for each commit that is seen there are new ones."""
-        self._ray, self._actors = ray, actors
+        """Searches in actors from now on. They stay as the index changes."""
+        self._ray, self._wanted = ray, actors
         self._lock = threading.Lock()
-        self._crew: tuple[View, Crew, list[Any]] | None = None
+        self._actors: list[Any] = []
+        self._crew: tuple[View, Crew] | None = None
 
     def _search(
         self,
@@ -56,47 +54,41 @@ class ShardedIndex(Index):
         """The crew of a view."""
         with self._lock:
             if self._crew is None or self._crew[0] is not view:
-                # Those of another view end by themselves once nobody waits for them.
-                self._crew = (view, *self._started(view))
+                self._crew = (view, self._made(view))
             return self._crew[1]
 
-    def _started(self, view: View) -> tuple[Crew, list[Any]]:
+    def _made(self, view: View) -> Crew:
         ray = self._ray
-        share = actor_share(ray, self._actors, use_gpus=False)
-        shards = shards_of(
-            view, self.config, self.path, share.count, allow_damaged=self._allow_damaged
+        if not self._actors:
+            share = actor_share(ray, self._wanted, use_gpus=False)
+            kind = ray.remote(**share.options)(PageScorer)
+            self._actors = [kind.remote(share.threads) for _ in range(share.count)]
+        actors = self._actors
+        made = shards_of(
+            view, self.config, self.path, len(actors), allow_damaged=self._allow_damaged
         )
-        # Half of what each would get: those of the view before end only when nobody waits for them.
-        options = {**share.options, "num_cpus": share.processors / 2}
-        made = ray.remote(**options)(PageShard)
-        actors = [made.remote(shard, share.threads) for shard in shards]
+        shards = [ray.put(shard) for shard in made]
 
         def ask(method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
             calls = [
-                getattr(actor, method).remote(*args)
-                for actor, args in zip(actors, arguments, strict=True)
+                getattr(actor, method).remote(shard, *own)
+                for actor, shard, own in zip(actors, shards, arguments, strict=False)
             ]
             try:
                 answers: list[Any] = ray.get(calls)
             except ray.exceptions.RayError as error:
-                with self._lock:
-                    self._end(actors)
+                self.stop()  # the next search starts others
                 raise failed_actor(error, "a search process", "try again") from None
             return answers
 
-        return Crew(ask, len(actors)), actors
+        return Crew(ask, len(shards))
 
     def stop(self) -> None:
         """Ends the actors."""
-        if self._crew is not None:
-            self._end(self._crew[2])
-
-    def _end(self, actors: list[Any]) -> None:
-        """Ends these actors; the next search starts others if they were at work."""
-        for actor in actors:
-            self._ray.kill(actor)
-        if self._crew is not None and self._crew[2] is actors:
-            self._crew = None
+        with self._lock:
+            for actor in self._actors:
+                self._ray.kill(actor)
+            self._actors, self._crew = [], None
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def test_actors_that_die_start_again_or_say_so_in_one_line(build):
     wanted = index.rank(queries)
     with open_sharded(index.path, actors=2) as shared:
         same(shared.rank(queries), wanted)
-        actors = shared._crew[2]
+        actors = shared._actors
         shared._ray.kill(actors[0], no_restart=False)
         same(shared.rank(queries), wanted)
         shared._ray.kill(actors[0])
