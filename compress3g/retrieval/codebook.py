@@ -198,23 +198,23 @@ def train_codebook(
     """A codebook of k centroids, each with a member in the sample, by spherical k-means.
 
     sample: unit vectors. Fewer distinct vectors than k: as many centroids as there are, with a
-    logged warning unless another codebook will follow (provisional). Raises ConfigError for k
-    outside 1 to 65536, VectorError naming the row of the sample that is NaN, zero or not of unit
-    length.
+    logged warning. provisional: another codebook will follow, nothing is worth a warning. Raises
+    ConfigError for k outside 1 to 65536, VectorError naming the row of the sample that is NaN, zero
+    or not of unit length.
     """
     if not 1 <= k <= LARGEST:
         raise ConfigError(f"--k {k} is out of range: 1 to {LARGEST}")
     sample = np.ascontiguousarray(sample, np.float32)
     check_vectors(sample, "training sample")
     distinct = _distinct_rows(sample)
+    level = logging.DEBUG if provisional else logging.WARNING
     if k >= len(distinct):
         if k > len(distinct):
-            level = logging.DEBUG if provisional else logging.WARNING
             _log.log(level, "%d centroids: there are only %d distinct vectors", k, len(distinct))
         directions = sample[distinct]
     else:
         directions = _refill(sample, distinct, _kmeans(sample, k, seed, iterations), k)
-    return _measure(sample, directions, k)
+    return _measure(sample, directions, k, level)
 
 
 def _kmeans(
@@ -261,7 +261,10 @@ def _refill(
 
 
 def _measure(
-    sample: Float32[np.ndarray, "n d"], directions: Float32[np.ndarray, "k d"], asked: int
+    sample: Float32[np.ndarray, "n d"],
+    directions: Float32[np.ndarray, "k d"],
+    asked: int,
+    level: int,
 ) -> Codebook:
     """Means of the members, without the centroids to which nothing in the sample is assigned."""
     codes, _ = _assign_exactly(sample, directions)
@@ -277,8 +280,8 @@ def _measure(
     energy = float(np.mean(1 - 2 * similarity * np.sqrt(squares)[codes] + squares[codes]))
     alive = counts > 0
     if alive.sum() < len(directions):
-        _log.warning(
-            "%d of %d centroids have no members: dropped",
+        _log.log(
+            level, "%d of %d centroids have no members: dropped",
             len(directions) - alive.sum(), len(directions),
         )  # fmt: skip
     centroids = centroids[alive]
