@@ -211,8 +211,10 @@ def measure_quality(s: Seed) -> None:
     if "aptp" not in s.rows:
         row = s.judged(s.drawn(owner.generate, s.wanted), s.wanted)
         s.keep("aptp", {**row, "share": share})
-    for name, whole_batches in (("aptp, finetuned", True), ("aptp, finetuned, shares", False)):
-        if name in s.rows:
+    # The other way of counting on the first seed alone.
+    ways = {"aptp, finetuned": True, "aptp, finetuned, shares": False}
+    for name, whole_batches in ways.items():
+        if name in s.rows or (s.seed and not whole_batches):
             continue
         tuned = finetune_experts(
             owner, texts(s.training), s.finetuning(), whole_batches=whole_batches, cache=s.cache
