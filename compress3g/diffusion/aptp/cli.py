@@ -130,6 +130,10 @@ def _say_experts(owner: Any) -> None:
     "--common", type=click.FloatRange(0, 1), default=0.0, show_default=True,
     help="Share of the updates in which experts learn together, as parts of one network.",
 )  # fmt: skip
+@click.option(
+    "--whole-batches", is_flag=True,
+    help="Every expert has whole batches of its captions, as in the paper, not its share of each.",
+)  # fmt: skip
 @click.option("--dense", type=PATH, help="Folder of the dense pipeline, if MODEL has none.")
 @click.option("--cache", type=PATH, help="Folder for the dense model's images.")
 @click.option(
@@ -143,6 +147,7 @@ def finetune(
     config_file: Path | None,
     captions: Path,
     common: float,
+    whole_batches: bool,
     dense: Path | None,
     cache: Path | None,
     store: str,
@@ -165,8 +170,8 @@ def finetune(
     teacher = open_folder(dense, device, "float32") if dense is not None else None
     checkpoints = output.with_name(f"{output.name}.checkpoints")
     tuned = finetune_experts(
-        owner, prompts, config, common=common, teacher=teacher, checkpoints=checkpoints,
-        cache=cache,
+        owner, prompts, config, common=common, whole_batches=whole_batches, teacher=teacher,
+        checkpoints=checkpoints, cache=cache,
     )  # fmt: skip
     tuned.pipe.to(getattr(torch, store))  # experts take after it
     tuned.save(output)

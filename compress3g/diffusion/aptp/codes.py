@@ -98,6 +98,11 @@ class Space:
         """FLOPs of all that a code can remove."""
         return sum(u.cost["flops"] * u.size for u in self.units)
 
+    @property
+    def least(self) -> float:
+        """Share of FLOPs that is left with one unit of each group and one block."""
+        return float(self.share(self._least()))
+
     def share(self, gates: Gates) -> Float[Tensor, "..."]:
         """FLOPs that stay, of all of the denoiser's: 1 - prunable / total (1 - r)."""
         return 1 - self.prunable / self.total * (1 - open_ratio(gates, self.units, "flops"))
@@ -110,7 +115,7 @@ class Space:
         Raises BudgetError naming the least that can stay.
         """
         p = 1 - (1 - target) * self.total / self.prunable
-        least = float(self.share(self._least()))
+        least = self.least
         if target < least:
             raise BudgetError(
                 f"a target of {target:g} cannot be met: with one unit of each group "

@@ -22,6 +22,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "tau": (1e-3, 100),
     "bias": (-20, 20),
     "bundle": (1, 10**6),
+    "grade": (1, 1e4),
     "sinkhorn": (1e-3, 10),
     "sinkhorn_iterations": (1, 10**4),
     "temperature": (1e-4, 100),
@@ -54,8 +55,13 @@ class AptpConfig:
     )
     tau: float = option(0.4, "Temperature of the gates.")
     bias: float = option(3.0, "Added to the gates' logits: they start nearly open.")
-    start: Literal["open", "magnitude"] = option(
-        "open", "Of the gates: nearly open, as released; or at the budget, large weights (ours)."
+    start: Literal["open", "magnitude", "graded"] = option(
+        "open",
+        "Of the gates: nearly open, as released; at the budget, large weights; or so in graded "
+        "sizes, each for the prompts that need it (both ours).",
+    )
+    grade: float = option(
+        5.0, "With graded: largest over smallest code, of the cost above the least there can be."
     )
     noise: Literal["logistic", "gumbel"] = option(
         "logistic", "Of the gates: zero on average (ours), or one Gumbel variable as released."
@@ -81,5 +87,7 @@ class AptpConfig:
         check_ranges(self, _RANGES)
         if self.noise not in ("logistic", "gumbel"):
             raise ConfigError(f"--noise {self.noise!r} is unknown: choose logistic or gumbel")
-        if self.start not in ("open", "magnitude"):
-            raise ConfigError(f"--start {self.start!r} is unknown: choose open or magnitude")
+        if self.start not in ("open", "magnitude", "graded"):
+            raise ConfigError(
+                f"--start {self.start!r} is unknown: choose open, magnitude or graded"
+            )

@@ -96,13 +96,23 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def draw(self, rows: Int[Tensor, "B"], generator: Generator, *, drop: float = 0.0) -> Sample:
+    def draw(
+        self,
+        rows: Int[Tensor, "B"],
+        generator: Generator,
+        *,
+        drop: float = 0.0,
+        step: int | None = None,
+    ) -> Sample:
         """Noised latents of these prompts, each at a random time of the inference's.
 
-        drop: share of the rows that are told nothing, as guidance's other half is.
+        drop: share of the rows that are told nothing, as guidance's other half is; step: of the
+        inference, instead of a random one.
         """
         scheduler, latents = self.scheduler, self.latents[rows]
         steps = torch.randint(len(scheduler.timesteps), (len(rows),), generator=generator)
+        if step is not None:
+            steps = torch.full_like(steps, step)
         times = scheduler.timesteps[steps]
         noise = torch.randn(latents.shape, generator=generator)
         untold = torch.rand(len(rows), generator=generator) < drop

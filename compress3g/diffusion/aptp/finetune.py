@@ -32,6 +32,7 @@ def finetune_experts(
     config: FinetuneConfig | None = None,
     *,
     common: float = 0.0,
+    whole_batches: bool = False,
     teacher: Any = None,
     checkpoints: Path | None = None,
     cache: Path | None = None,
@@ -40,7 +41,8 @@ def finetune_experts(
 
     Codes and router stay. First, for the share `common` of the updates, all experts learn together
     as parts of one network (ours). Then each is trained on the prompts that the router sends to it,
-    and gets its share of every batch; one that gets none stays as it is.
+    and gets its share of every batch, or with `whole_batches` as much as a network alone would, as
+    in the paper, which is N times the work; one that gets none stays as it is.
 
     teacher: the dense pipeline (default: the owner's own, which must then hold the dense denoiser);
     checkpoints: a folder to go on from; cache: a folder of dense images. Raises ConfigError without
@@ -73,7 +75,9 @@ def finetune_experts(
         if mine and rest:
             student = copy.copy(teacher)
             student.register_modules(**{attribute: expert})
-            part = its_part(dataclasses.replace(config, updates=rest), len(mine) / len(prompts))
+            part = dataclasses.replace(config, updates=rest)
+            if not whole_batches:
+                part = its_part(part, len(mine) / len(prompts))
             finetune(
                 student, teacher, mine, part,
                 checkpoint=checkpoints / f"{index}.safetensors" if checkpoints else None,

@@ -1,4 +1,4 @@
-"""Where gates can start: at the budget, the units with the largest weights of each group open."""
+"""Where gates can start: at a budget, the units with the largest weights of each group open."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .codes import Space
 
 _FIRM = 3.0  # a gate of this logit is flipped by the noise once in twenty times
 _STEEPNESS = 12.0  # so half of a group's units lie between firmly open and firmly closed
+_GOLDEN = 0.6180339887498949  # whose multiples are spread evenly between 0 and 1
 _ROUNDS = 40  # of bisection
 
 
@@ -22,9 +23,11 @@ def by_magnitude(denoiser: nn.Module, space: Space, target: float) -> Float[Tens
     these can draw anything, so that no gate learns what it is for.
     """
     ranks = []
-    for u, scores in ((u, magnitude(denoiser, [u])) for u in space.units if u.bypass is None):
-        places = scores[u.name].argsort(descending=True, stable=True).argsort()
-        ranks.append((places + 0.5) / u.size)
+    for i, u in enumerate(u for u in space.units if u.bypass is None):
+        scores = magnitude(denoiser, [u])[u.name]
+        places = scores.argsort(descending=True, stable=True).argsort()
+        # Else all groups of a size would lose their next unit at once, and sizes come in steps.
+        ranks.append((places + (i * _GOLDEN) % 1) / u.size)
     rank = torch.cat(ranks)
     blocks = torch.zeros(len(space.order))
     low, high = 0.0, 1.0
@@ -37,6 +40,24 @@ def by_magnitude(denoiser: nn.Module, space: Space, target: float) -> Float[Tens
         gates |= {u.name: torch.ones(1) for u in space.units if u.bypass is not None}
         low, high = (middle, high) if float(space.share(gates)) < target else (low, middle)
     return torch.cat([blocks, (_STEEPNESS * (high - rank)).clamp(-_FIRM, _FIRM)])
+
+
+def graded(
+    denoiser: nn.Module, space: Space, target: float, count: int, ratio: float
+) -> Float[Tensor, "N U"]:
+    """Logits of `count` such networks, the smallest first, that cost `target` on average (ours).
+
+    What they cost above the least there can be grows from each to the next by the same factor, and
+    by `ratio` from the smallest to the largest; or less, where the largest would be more than all.
+    """
+    least, room = space.least, target - space.least
+    while True:
+        factors = torch.logspace(0, 1, count, base=ratio) if count > 1 else torch.ones(1)
+        sizes = least + room * factors / factors.mean()
+        if float(sizes.max()) <= 1:
+            break
+        ratio = 1 + (ratio - 1) / 2
+    return torch.stack([by_magnitude(denoiser, space, float(size)) for size in sizes])
 
 
 def _names(space: Space) -> list[str]:

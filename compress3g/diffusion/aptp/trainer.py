@@ -26,13 +26,14 @@ from ..learning import difference, frozen, short_of_memory
 from ..processes import generator as seeded_generator
 from ..processes import processes, summed
 from . import losses
-from .codes import SoftCode, Space, space_of
+from .codes import SoftCode, Space, as_gates, space_of
 from .config import AptpConfig
 from .corpus import Corpus, Sample
 from .encoder import PIPELINE
 from .harden import hardened
+from .need import by_need, errors_of, fitted
 from .router import Predictor, Router
-from .start import by_magnitude
+from .start import by_magnitude, graded
 from .transport import Recent, transport
 
 _log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class _Training:
         groups = [{"params": p, "lr": r} for p, r in zip(learnt, self._rates, strict=True)]
         self.adam = torch.optim.AdamW(groups, weight_decay=0.0)
         self._recent = Recent(4 * config.experts)
+        self._chosen: Tensor | None = None  # each prompt's code, where need decides
         self._blocks = [str(b.bypass) for b in blocks_of(self.denoiser)]
         self.done = 0
         self.history: list[dict[str, float]] = []
@@ -124,20 +126,22 @@ class _Training:
     @property
     def warming(self) -> bool:
         """Whether every prompt still has a network of its own."""
-        return self.done < self.config.warmup * self.config.steps
+        return self.config.start != "graded" and self.done < self.config.warmup * self.config.steps
 
     def step(self) -> dict[str, float]:
         """One step of the optimiser. Raises ScoreError when its loss is not finite."""
         config, generator = self.config, seeded_generator(self.config.seed, 1, self.done)
-        if self.done == math.ceil(config.warmup * config.steps) > 0:
+        if config.start == "graded":
+            if self._chosen is None:
+                self._start_sizes()
+        elif self.done == math.ceil(config.warmup * config.steps) > 0:
             self._start_codes()
         rows = torch.randint(len(self.corpus), (config.batch,), generator=generator)
         rows = rows.chunk(self._world)[self.rank]
         mine = seeded_generator(config.seed, 2, self.done, self.rank)
         sample = self.corpus.draw(rows, mine, drop=config.drop)
-        z = self.z[rows].to(self.device)
         try:
-            terms = self._terms(z, sample, mine)
+            terms = self._terms(rows, sample, mine)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise short_of_memory(error, "training a router", _REMEDIES) from error
         weights = {name: getattr(config, name) for name in terms}
@@ -159,14 +163,20 @@ class _Training:
         self.history.append(record)
         return record
 
-    def _terms(self, z: Tensor, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
+    def _terms(self, rows: Tensor, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses by name, not yet weighted."""
+        z = self.z[rows].to(self.device)
         soft = self.code.gates(self.predictor(z), generator)
         vectors = self.code.similarity_vector(soft)
         gates = soft
         if not self.warming:
             by_code = self.code.gates(self.codes, generator)
-            chosen = self._assign(vectors.detach(), self.code.similarity_vector(by_code).detach())
+            likeness = self.code.similarity_vector(by_code).detach()
+            chosen = (
+                self._assign(vectors.detach(), likeness)
+                if self._chosen is None
+                else self._chosen[rows].to(self.device)
+            )
             gates = {name: g[chosen] for name, g in by_code.items()}
         shares = self._shares(gates)
         with torch.no_grad(), _outputs(self.denoiser, self._blocks) as dense_blocks:
@@ -228,6 +238,20 @@ class _Training:
             self.codes.copy_(codes)
         self.adam.state.pop(self.codes, None)
 
+    def _start_sizes(self) -> None:
+        """Codes of graded sizes; each prompt gets the one it needs, for good (ours)."""
+        config, space = self.config, self.space
+        first = graded(self.denoiser, space, config.target, config.experts, config.grade)
+        with torch.no_grad():
+            self.codes.copy_(first - config.bias)
+        if config.experts == 1:
+            self._chosen = torch.zeros(len(self.corpus), dtype=torch.long)
+            return
+        hard = [as_gates(self.code.hard(c), space) for c in self.codes]
+        gates = {n: torch.stack([g[n] for g in hard]).to(self.device) for n in hard[0]}
+        errors = errors_of(self.corpus, space, gates, seeded_generator(config.seed, 5))
+        self._chosen = by_need(errors, self.z, evenly=config.transport)
+
     def _share_gradients(self) -> None:
         """The mean over processes."""
         gradients = [p.grad for p in self._learnt().values() if p.grad is not None]
@@ -242,6 +266,8 @@ class _Training:
             tensors |= {f"{key}/{name}": v for key, v in self.adam.state.get(p, {}).items()}
         if self._recent.rows is not None:
             tensors["recent"] = self._recent.rows
+        if self._chosen is not None:
+            tensors["chosen"] = self._chosen
         save_tensors(path, tensors, {**self._about(), "done": self.done, "history": self.history})
 
     def restore(self, path: Path) -> None:
@@ -261,6 +287,7 @@ class _Training:
                 }
         if "recent" in tensors:
             self._recent.rows = tensors["recent"].to(self.device)
+        self._chosen = tensors.get("chosen")
         self.done, self.history = about["done"], about["history"]
 
     def _learnt(self) -> dict[str, Tensor]:
@@ -280,6 +307,11 @@ class _Training:
 
     def result(self) -> Router:
         """The router as it stands, its codes made hard."""
+        if self._chosen is not None:
+            weight, intercept = fitted(self.z, self.codes.detach().cpu()[self._chosen])
+            with torch.no_grad():
+                self.predictor.linear.weight.copy_(weight)
+                self.predictor.linear.bias.copy_(intercept)
         router = Router(
             config=self.config,
             space=self.space,

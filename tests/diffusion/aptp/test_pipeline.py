@@ -171,6 +171,21 @@ def test_experts_together_see_as_many_prompts_as_one_network(batch, updates, cou
     assert its_part(config, 1.0) == config
 
 
+@pytest.mark.parametrize("whole_batches", [True, False])
+def test_an_expert_has_whole_batches_or_its_share_of_each(routed, monkeypatch, whole_batches):
+    seen = []
+
+    def told(student, teacher, prompts, config, **rest):
+        seen.append((len(prompts), config.batch * config.updates))
+
+    monkeypatch.setattr("compress3g.diffusion.aptp.finetune.finetune", told)
+    config = FinetuneConfig(updates=6, batch=16)
+    finetune_experts(routed, PROMPTS, config, whole_batches=whole_batches)
+    assert sum(n for n, _ in seen) == len(PROMPTS)
+    due = [6 * 16 * (1 if whole_batches else n / len(PROMPTS)) for n, _ in seen]
+    assert [rows for _, rows in seen] == pytest.approx(due)
+
+
 def test_a_pipeline_with_two_text_encoders_is_routed_by_the_pooled_text_of_the_second():
     pipe = pipeline("SDXL")
     prompts = ["a red cat", "a blue dog", "three red cat", "a dog above a cat"]
