@@ -20,7 +20,7 @@ types: .venv/test
 
 .venv/test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[nerf,diffusion,retrieval,serve,peft,dev]' && touch $@ .venv/demo
+	$(BIN)/pip install -q -e '.[nerf,diffusion,retrieval,serve,export,ray,peft,dev]' && touch $@ .venv/demo
 
 clean:
 	rm -rf .venv runs build *.egg-info

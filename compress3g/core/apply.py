@@ -189,6 +189,7 @@ def gated(
     gates: Gates | Callable[[], Gates],
     *,
     via: Literal["input", "weight"] = "input",
+    called: nn.Module | None = None,
 ) -> Iterator[None]:
     """Runs `model` with gates at the sites while the block lasts.
 
@@ -198,12 +199,14 @@ def gated(
     via="input" multiplies what readers are given; via="weight" multiplies their weight's columns,
     for fused kernels that read `.weight` and never call the reader. Bypassed modules return
     skip + g (out - skip) either way.
+    called: what is called instead where the model is wrapped: a wrapper's forward may go straight
+    to the model's own `forward`, past its hooks (peft's does before 0.21).
     Raises SiteError for gates of the wrong shape, and at exit when the model ran but a site never
     fired: a silent mask is the worst failure of all.
     """
     session = _Session(units, gates)
     with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(session.begin)
+        handle = (called or model).register_forward_pre_hook(session.begin)
         stack.callback(handle.remove)
         for u in units:
             if u.bypass is not None:

@@ -17,7 +17,7 @@ from ..engine.ranks import of_all_ranks
 from ..errors import ScoreError
 from .config import LightPeftConfig
 from .importance import AdapterImportance
-from .units import adapter_of, base_of
+from .units import base_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class Estimator:
     def __init__(
         self, model: nn.Module, units: Sequence[Units], config: LightPeftConfig, *, steps: int
     ) -> None:
-        self._base, self._config, self.units = base_of(model), config, list(units)
+        self._model, self._base, self._config = model, base_of(model), config
+        self.units = list(units)
         self._planned, self.done, self.skipped = steps, 0, 0
         device = next(self._base.parameters()).device
         self.masks = Masks(self.units, Scalar(), init=1.0).to(device)
@@ -57,12 +58,13 @@ class Estimator:
         self._taylor, self._fisher = zeros, {n: torch.zeros_like(t) for n, t in zeros.items()}
         self._counts = dict.fromkeys(zeros, 0)
         paper = config.rank_score == "paper"
-        self.adapters = AdapterImportance(self._base, adapter_of(model), per_size=paper)
+        self.adapters = AdapterImportance(model, per_size=paper)
         self._shrink: GradualShrink | None = None
         self._open, self._watching = ExitStack(), ExitStack()
 
     def __enter__(self) -> Estimator:
-        self._open.enter_context(gated(self._base, self.units, self._multipliers))
+        gates = gated(self._base, self.units, self._multipliers, called=self._model)
+        self._open.enter_context(gates)
         self._open.push(self._watching)
         self._watch()
         return self

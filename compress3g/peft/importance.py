@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .units import lora_layers
+from .units import adapter_of, base_of, lora_layers
 
 
 class AdapterImportance:
-    """Running means, float32, on the layers' device.
+    """Running means, float32, on the layers' device; model: the PeftModel that is called.
 
     modules: mean over steps of the mean over tokens of ||DeltaW x|| / ||W x + b|| (2406.03792, the
     released code); ranks: mean over steps of |sum_i B_ik dL/dB_ik|. That of A is the same number:
@@ -22,9 +22,9 @@ class AdapterImportance:
     the released code has it, which favours small layers.
     """
 
-    def __init__(self, model: nn.Module, adapter: str, *, per_size: bool = False) -> None:
-        self._model, self._adapter, self._per_size = model, adapter, per_size
-        self._layers = lora_layers(model, adapter)
+    def __init__(self, model: nn.Module, *, per_size: bool = False) -> None:
+        self._model, self._adapter, self._per_size = model, adapter_of(model), per_size
+        self._layers = lora_layers(base_of(model), self._adapter)
         self.modules: dict[str, Tensor] = {}
         self.ranks: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}

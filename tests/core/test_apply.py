@@ -44,6 +44,33 @@ def test_two_groups_share_a_reader_at_their_offsets():
     torch.testing.assert_close(out, model(x * m))
 
 
+class AroundHooks(nn.Module):
+    """A wrapper that goes past the hooks of what it wraps."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model.forward(x)
+
+
+def test_a_callable_is_asked_once_per_forward_of_a_wrapper_that_goes_past_hooks():
+    model, x, drawn = mlp(), torch.randn(2, 4), []
+
+    def draw():
+        drawn.append(torch.rand(6, requires_grad=True))
+        return {"n": drawn[-1] * 2}
+
+    outer = AroundHooks(model)
+    with gated(model, [NEURONS], draw, called=outer):
+        for _ in range(3):
+            out = outer(x)
+            out.sum().backward()
+    assert len(drawn) == 3
+    torch.testing.assert_close(out, by_hand(model, x, drawn[-1] * 2))
+
+
 def test_a_callable_is_asked_once_per_forward():
     model, x, asked = mlp(), torch.randn(2, 4), []
 

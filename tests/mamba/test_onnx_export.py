@@ -106,10 +106,10 @@ def test_the_command_line_writes_it(runtime, tmp_path, capsys, suffix):
     look = Preprocess(size=(16, 24), mean=(0.5,) * 3, std=(0.5,) * 3)
     save_checkpoint(tmp_path / "model", model, look)
     words = ["mamba", "export", "--ckpt", str(tmp_path / "model")]
-    words += [str(tmp_path / f"model{suffix}"), *(["--format", "onnx"] if not suffix else [])]
+    words += [str(tmp_path / f"program{suffix}"), *(["--format", "onnx"] if not suffix else [])]
     assert main(words) == 0
     assert "keep 0.5" in capsys.readouterr().out
-    file = (tmp_path / f"model{suffix}").read_bytes()
+    file = (tmp_path / f"program{suffix}").read_bytes()
     assert max(differences(runtime, file, model)) < 1e-5
 
 

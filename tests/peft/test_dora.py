@@ -99,7 +99,7 @@ def test_module_importance_is_what_dora_adds_over_the_base():
     name, layer = next(iter(lora_layers(base).items()))
     given = []
     handle = layer.register_forward_pre_hook(lambda m, args: given.append(args[0].detach()))
-    watch = AdapterImportance(base, "default")
+    watch = AdapterImportance(model)
     with watch.watching():
         model(**batch())
     handle.remove()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,21 @@ def test_the_merged_model_exports(cut):
     with torch.no_grad():
         found = program.module()(**part)
     assert torch.allclose(found["logits"], logits(model, part), atol=1e-6)
+
+
+def test_another_runtime_gives_the_merged_models_logits(cut):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, root = cut
+    model = from_pretrained(root / "merged")
+    part = {k: v for k, v in batch().items() if k != "labels"}
+    with warnings.catch_warnings():  # of the exporter's own passes
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(model, (), kwargs=part, dynamo=True)
+    assert program is not None
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    found = session.run(None, {k: v.numpy() for k, v in part.items()})[0]
+    assert torch.allclose(torch.from_numpy(found), logits(model, part), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
