@@ -29,7 +29,8 @@ def test_without_ray_the_extra_is_named(build, tmp_path, capsys, monkeypatch):
     np.save(tmp_path / "q.npy", make_query(0))
     asked = ("search", index.path, "--vectors", tmp_path / "q.npy")
     code, _, err = call(capsys, *asked, "--ray")
-    assert (code, err.count("\n")) == (2, 1)
+    # Threads of a Ray that an earlier test started may have their say about this, too.
+    assert code == 2
     assert "pip install 'compress3g[ray]'" in err
     assert call(capsys, *asked, "--actors", "2")[0] == 2
     assert call(capsys, *asked)[0] == 0
