@@ -83,7 +83,7 @@ class Seed:
         self.pipe = cd.open_pipeline(MODEL)
         self.judge = Classifier.load(MODEL / "classifier.safetensors")
         even = (1 / 3, 1 / 3, 1 / 3)
-        many = 48 if options.quick else options.training
+        many = 32 if options.quick else options.training
         self.training = captions_of(many, 100 + seed, held_out=False, shares=even)
         count = 24 if options.quick else options.captions
         self.wanted = captions_of(count, seed, held_out=True, shares=even)
@@ -94,7 +94,7 @@ class Seed:
         known = options.singles.split(",")[: None if seed == 0 else 1]
         self.singles = list(STATIC[:1]) if options.quick else known
         if options.quick:
-            fast = replace(self.config, steps=8, batch=8)
+            fast = replace(self.config, steps=4, batch=8)
             self.config, self.updates = fast, 4
         noise = np.random.default_rng(seed)
         latents = (draw(self.training, noise) - MEAN) / SCALE

@@ -15,19 +15,23 @@ _GOLDEN = 0.6180339887498949  # whose multiples are spread evenly between 0 and 
 _ROUNDS = 40  # of bisection
 
 
-def by_magnitude(denoiser: nn.Module, space: Space, target: float) -> Float[Tensor, "U"]:
+def by_magnitude(
+    denoiser: nn.Module, space: Space, target: float, *, staggered: bool = False
+) -> Float[Tensor, "U"]:
     """Logits, bias included, of which `target` of the multiply-adds stays; blocks stay (ours).
 
     The share q of every group is open, those with the largest weights first. Logits are firm: the
     noise of gates in the middle makes another network in every step, and at a small budget none of
     these can draw anything, so that no gate learns what it is for.
+
+    staggered: groups of a size lose their next unit one after the other as the target falls. At
+    once, as without, sizes come in steps, and two codes of unlike targets can be the same.
     """
     ranks = []
     for i, u in enumerate(u for u in space.units if u.bypass is None):
         scores = magnitude(denoiser, [u])[u.name]
         places = scores.argsort(descending=True, stable=True).argsort()
-        # Else all groups of a size would lose their next unit at once, and sizes come in steps.
-        ranks.append((places + (i * _GOLDEN) % 1) / u.size)
+        ranks.append((places + ((i * _GOLDEN) % 1 if staggered else 0.5)) / u.size)
     rank = torch.cat(ranks)
     blocks = torch.zeros(len(space.order))
     low, high = 0.0, 1.0
@@ -57,7 +61,8 @@ def graded(
         if float(sizes.max()) <= 1:
             break
         ratio = 1 + (ratio - 1) / 2
-    return torch.stack([by_magnitude(denoiser, space, float(size)) for size in sizes])
+    each = [by_magnitude(denoiser, space, float(size), staggered=True) for size in sizes]
+    return torch.stack(each)
 
 
 def _names(space: Space) -> list[str]:
