@@ -1,8 +1,8 @@
 """Ways to prune the digits pipeline that diffusion_quality.py compares, by name.
 
 Masks ("ecodiff", "step", "control") are learnt for the ratio they are pruned at; "ecodiff@0.3"
-prunes at any by those for 0.3; "ecodiff defaults" learns as `EcoDiffConfig` does when it is told
-target and steps alone. "+refit" adds the ridge regression of readers.
+prunes at any by those for 0.3. They are learnt with the defaults of `EcoDiffConfig`, and the steps.
+"+refit" adds the ridge regression of readers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,19 +24,16 @@ from compress3g.engine.checkpoint import load_tensors, save_tensors
 METHODS = (
     "ecodiff@0.3", "ecodiff", "magnitude", "taylor", "random", "fisher", "ecodiff+refit",
     "taylor+refit", "fisher+refit", "torch-pruning", "torch-pruning taylor", "control", "step",
-    "ecodiff defaults",
 )  # fmt: skip
 ROUND_TO = 8  # kept channels; the model's layers have 16 to 48
 DRAWS = {"random": 2, "control": 2}  # of every seed; others have one
-# Masks: 40 updates of 8 captions, so the multiplier rises faster than in the default 100.
-LEARNING: dict[str, Any] = {
-    "updates": 40, "batch": 8, "accumulate": 1, "steps": 8, "learning_rate": 0.2, "rho": 3.0,
-    "dual_rate": 0.3,
-}  # fmt: skip
-UPDATES = LEARNING["updates"]
-KINDS = {"ecodiff": "last", "step": "step", "ecodiff defaults": "defaults"}  # of masks, in files
+# A step of the optimiser looks at as much as by default, at once, and no step is run twice: a small
+# model has the memory.
+LEARNING: dict[str, Any] = {"batch": 8, "accumulate": 1, "steps": 8, "keep_last": 8}
+UPDATES = cd.EcoDiffConfig().updates
+KINDS: dict[str, Literal["last", "step"]] = {"ecodiff": "last", "step": "step"}
 INNER = True  # torch-pruning leaves the residual stream whole
-SETTINGS = (ROUND_TO, LEARNING, INNER)
+SETTINGS = (ROUND_TO, cd.EcoDiffConfig(**LEARNING), INNER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +107,14 @@ class Methods:
             save_tensors(file, cd.scores_of(copy.deepcopy(self.pipe), self.captions, config), {})
         return load_tensors(file)[0]
 
-    def _masks(self, kind: str, target: float) -> dict[str, Tensor]:
+    def _masks(self, kind: Literal["last", "step"], target: float) -> dict[str, Tensor]:
         """Learnt for this ratio, or read from the folder; an interrupted run goes on."""
         file = self.folder / f"{kind}-{target:g}-{self.seed}.safetensors"
         if not file.exists():
-            how: dict[str, Any] = {"target": target, "seed": self.seed, "guidance": self.guidance}
-            if kind == "defaults":
-                config = cd.EcoDiffConfig(steps=LEARNING["steps"], **how)
-            else:
-                how |= {**LEARNING, "updates": self.updates}
-                config = cd.EcoDiffConfig(loss="last" if kind == "last" else "step", **how)
+            config = cd.EcoDiffConfig(
+                target=target, loss=kind, updates=self.updates, guidance=self.guidance,
+                seed=self.seed, **LEARNING,
+            )  # fmt: skip
             cd.learn_masks(
                 copy.deepcopy(self.pipe), self.captions, config,
                 checkpoint=file.with_suffix(".checkpoint"), cache=self.folder / "latents",

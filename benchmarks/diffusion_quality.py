@@ -185,12 +185,13 @@ def run(options: Any) -> tuple[dict[str, Any], list[int]]:
         show(f"dense/0/{seed}.0", rows)
         for ratio in ratios:
             for method in options.methods.split(","):
-                for draw in range(1 if options.quick else DRAWS.get(method, 1)):
+                draws = 1 if options.quick else DRAWS.get(method, 1)
+                for draw in range(draws * seed, draws * (seed + 1)):
                     name = f"{method}/{ratio:g}/{seed}.{draw}"
                     if options.finished and name not in work.rows:
                         continue
                     try:
-                        rows[name] = bench.row(method, ratio, DRAWS.get(method, 1) * seed + draw)
+                        rows[name] = bench.row(method, ratio, draw)
                     except Compress3GError as error:
                         print(f"{name:22} {error}")
                         continue

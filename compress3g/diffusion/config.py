@@ -34,9 +34,11 @@ class EcoDiffConfig:
     target: float = option(0.2, "Share of the denoiser's cost that shall go, in (0, 1).")
     cost: Literal["params", "flops"] = option("params", "The cost that --target is a share of.")
     steps: int = option(50, "Inference steps of a trajectory.")
-    updates: int = option(100, "Optimiser steps.")
+    updates: int = option(80, "Optimiser steps.")
     batch: int = option(1, "Prompts of a trajectory.")
-    accumulate: int = option(4, "Trajectories of an optimiser step, shared out among processes.")
+    accumulate: int = option(
+        8, "Trajectories of an optimiser step, shared out among processes; batch 8 is as good."
+    )
     loss: Literal["last", "step"] = option(
         "last",
         "Compare last latents (EcoDiff), or every step's from dense inputs (the baseline).",
@@ -45,12 +47,14 @@ class EcoDiffConfig:
         "l0", "Exact expected cost under a budget, or the paper's beta |logits|."
     )
     beta: float = option(0.5, "Weight of --reg l1; paper 0.01 to 1.")
-    rho: float = option(1.0, "Penalty weight of the budget, to a relative error; small is gentle.")
+    rho: float = option(18.0, "Penalty weight of the budget, in first losses; small is gentle.")
     dual_rate: float = option(
-        0.1, "Step of dual ascent on the budget's multiplier; some 10 / updates reaches it."
+        140.0, "Dual ascent on the budget's multiplier, all updates together, in first losses."
     )
     anneal: float = option(0.5, "Share of the updates over which the budget shrinks to its target.")
-    learning_rate: float = option(0.1, "Of Adam, constant; paper 0.1 to 0.5.")
+    learning_rate: float = option(
+        0.15, "Of Adam, down to 0 over the last quarter; paper 0.1 to 0.5, constant."
+    )
     init: float = option(1.0, "Logits at the start; paper 2.5 to 4, with --reg l1.")
     noise_floor: float = option(
         1e-6, "Bound of the gates' noise; paper 0.5 (U-Net), 0.1 (FLUX), 1 (SD3), with --reg l1."

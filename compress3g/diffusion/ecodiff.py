@@ -42,6 +42,8 @@ from .units import units_of
 _log = logging.getLogger(__name__)
 _BETA = 0.83  # of the hard concrete gate, as EcoDiff's code has it
 _SAVE_EVERY = 10  # updates
+_COOLING = 0.25  # share of the updates over which the learning rate falls to 0
+_GAUGING = 0.1  # share of the updates whose losses say on what scale the penalty is to be
 _REMEDIES = (
     "--inner-checkpoint, --halves, --offload-latents, --keep-last 0, --batch 1, or a smaller "
     "picture"
@@ -125,7 +127,10 @@ class _Learning:
         finish = max(1, round(config.anneal * config.updates))
         self._target = Schedule(max(start, self._keep), self._keep, 0, finish, "linear")
         self._budget = AugmentedLagrangianBudget(
-            self._keep, rho=config.rho, dual_rate=config.dual_rate, reset_below=True
+            self._keep,
+            rho=config.rho,
+            dual_rate=config.dual_rate / config.updates,
+            reset_below=True,
         )
         self._teacher = Teacher(self.denoiser, cache)
         self.done = 0
@@ -152,6 +157,8 @@ class _Learning:
         """One step of the optimiser; without effect, and the last, when a loss is not finite."""
         config = self.config
         self._budget.target = self._target.at(self.done + 1)
+        left = (config.updates - self.done) / config.updates
+        self.adam.param_groups[0]["lr"] = config.learning_rate * min(1.0, left / _COOLING)
         self.adam.zero_grad()
         numbers = torch.zeros(2, device=self.device)  # loss and clipped gates
         try:
@@ -168,8 +175,7 @@ class _Learning:
         if not math.isfinite(loss) or not self._finite():
             self._stop(loss)
             return
-        opened = self._open()
-        self._penalty(opened).backward()
+        self._penalty(self._open(), self._scale(loss)).backward()
         self.adam.step()
         if self._budget.update(float(self._open().detach())) and config.reg == "l0":
             # Momentum would close units far below the budget, where no loss reaches them again.
@@ -249,9 +255,19 @@ class _Learning:
         torch.autograd.backward(inputs, [g / self.config.accumulate for g in grads])
         return total
 
-    def _penalty(self, opened: Tensor) -> Tensor:
+    def _scale(self, loss: float) -> float:
+        """Mean loss of the first updates, where nearly all is open, up to this one.
+
+        Losses of models and samplers are orders of magnitude apart. A penalty that is too strong
+        for one closes units before the loss has told them apart.
+        """
+        first = [r["loss"] for r in self.history] + [loss]
+        first = first[: math.ceil(_GAUGING * self.config.updates)]
+        return sum(first) / len(first)
+
+    def _penalty(self, opened: Tensor, scale: float) -> Tensor:
         if self.config.reg == "l0":
-            return self._budget.penalty(opened)
+            return scale * self._budget.penalty(opened)
         # Per group, then per kind, then summed, as EcoDiff's code does.
         kinds: dict[str, list[Tensor]] = {}
         for name, z in self._logits().items():
@@ -320,8 +336,12 @@ class _Learning:
 
 
 def _error(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
-    """||ours - theirs||^2 / ||scale||^2: one weight of the budget serves every kind of latent."""
-    return (ours.float() - theirs.float()).square().sum() / scale.float().square().sum()
+    """Mean over samples of ||ours - theirs||^2 / ||scale||^2.
+
+    One weight of the budget serves every kind of latent, and a batch is as good as accumulating.
+    """
+    far = (ours.float() - theirs.float()).square().flatten(1).sum(1)
+    return (far / scale.float().square().flatten(1).sum(1)).mean()
 
 
 def _share_to_keep(units: Sequence[Units], total: float, config: EcoDiffConfig) -> float:

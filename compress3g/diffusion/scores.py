@@ -47,7 +47,7 @@ class PruneConfig:
     guidance: float | None = option(None, "Guidance of these images; unset: the pipeline's own.")
     samples: int = option(64, "Prompts that are looked at.")
     batch: int = option(8, "Prompts at a time.")
-    updates: int = option(100, "Optimiser steps of ecodiff.")
+    updates: int = option(80, "Optimiser steps of ecodiff.")
     seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
@@ -161,6 +161,7 @@ def _usual(config: PruneConfig) -> EcoDiffConfig:
         steps=config.steps,
         updates=config.updates,
         batch=config.batch,
+        accumulate=max(1, EcoDiffConfig().accumulate // config.batch),
         guidance=config.guidance,
         seed=config.seed,
     )
