@@ -320,8 +320,11 @@ def main() -> None:
         some = random.Random(0).sample(short.test, 250)
         results["right after the cut"] = right_after(replace(short, test=some), 0, work)
     started = [f"{t}: {m}" for t, rows in results.items() for m in rows]
+    kept = "validation" if options.validate else "quality"
+    kept += f"_{options.epochs}_epochs" if options.epochs else ""
+    kept += "_smollm2" if options.only == "smollm2" else ""
     report(
-        "peft_validation" if options.validate else "peft_quality",
+        f"peft_{kept}",
         options,
         seeds=seeds,
         goals=[] if options.quick else goals_of(results),
