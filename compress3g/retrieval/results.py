@@ -66,7 +66,7 @@ def shown_hits(index: Index, hits: Sequence[Hit], heatmaps: Path | None) -> list
         if page is not None and page.words:
             row["snippet"] = snippet(page.words, _heat(hit) if grid else None, grid)
         if heatmaps is not None:
-            path = heatmaps / f"{rank:02}-page-{hit.page_id}.png"
+            path = heatmaps / f"{rank:02}-page-{hit.page}.png"
             row["heatmap"] = str(_draw(hit, page, grid, path))
         rows.append(row)
     return rows

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +164,7 @@ def test_build_and_search_by_command_show_page_score_snippet_and_picture(tmp_pat
     assert first["snippet"] == " ".join(TOPICS[1])
     from PIL import Image
 
+    assert Path(first["heatmap"]) == Path("heat", "01-page-2.png")
     with Image.open(tmp_path / first["heatmap"]) as picture:
         assert picture.size == read_page(tmp_path / "some.pdf", 2).image.size
         assert (np.asarray(picture).std(-1) > 10).any()  # colours, the page itself is grey
