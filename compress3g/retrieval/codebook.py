@@ -167,10 +167,9 @@ class Codebook:
         return float(np.einsum("nd,nd->", r, r, dtype=np.float64) / len(r))
 
     def to_arrays(self) -> dict[str, Array]:
-        """Everything, as arrays to store; centroids in float32 only if they were never rounded."""
-        half = self.centroids.astype(np.float16)
+        """Everything, as arrays to store."""
         return {
-            "centroids": half if np.array_equal(half, self.centroids) else self.centroids,
+            "centroids": self.centroids,
             "counts": self.counts,
             "facts": np.array([self.asked, self.energy, self.agreement]),
             "seen": np.array([self.seen]),
@@ -272,7 +271,7 @@ def _measure(
     sums = np.zeros(directions.shape, np.float64)
     for d in range(sample.shape[1]):
         sums[:, d] = np.bincount(codes, sample[:, d], minlength=len(directions))
-    centroids = (sums[counts > 0] / counts[counts > 0, None]).astype(np.float16).astype(np.float32)
+    centroids = (sums[counts > 0] / counts[counts > 0, None]).astype(np.float32)
     codes, similarity = _assign_exactly(sample, normalise(centroids))
     counts = np.bincount(codes, minlength=len(centroids))
     squares = np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64)

@@ -416,7 +416,7 @@ def test_a_code_beyond_the_codebook_is_an_error_and_not_a_crash(build):
 
 def test_damaged_codebooks_are_named(build):
     index = build({"a": [1, 2]})
-    damage(next(index.path.glob("codebook-*")) / "centroids.f16")
+    damage(next(index.path.glob("codebook-*")) / "centroids.f32")
     assert any("centroids" in p for p in index.verify(deep=True).problems)
 
 
