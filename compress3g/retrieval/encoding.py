@@ -184,9 +184,7 @@ class Encoding:
     def from_arrays(cls, arrays: Mapping[str, Array], config: IndexConfig) -> Encoding:
         """The encoding that `to_arrays` stored."""
         codebook = Codebook.from_arrays(arrays)
-        if (
-            not codebook.seen and config.store != "none"
-        ):  # an older index, which can grow all the same
+        if not codebook.seen and config.store != "none":  # an older index, which can grow too
             codebook = replace(codebook, seen=int(codebook.counts.sum()))
         residual = load_codec(config.residual, codebook, _part(arrays, "residual."))
         stored = _part(arrays, "sign.")

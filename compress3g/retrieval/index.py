@@ -6,13 +6,13 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 
 from ..engine.checkpoint import StopSignal
 from ..errors import ConfigError, DocumentError, FormatError
@@ -57,6 +57,7 @@ class Index:
         self.path = path
         self._catalog, self._encoder = catalog, encoder
         self._mmap, self._allow_damaged = mmap, allow_damaged
+        self._search: Callable[..., list[Ranking]] = search  # or by others (sharded.py)
         self.refresh()
 
     @classmethod
@@ -374,16 +375,7 @@ class Index:
             raise DocumentError(
                 f"{waiting} pages wait for a codebook: an addition was interrupted, run it again"
             )
-        return self._search(view, queries, settings, allowed)
-
-    def _search(
-        self,
-        view: View,
-        queries: Sequence[Float[np.ndarray, "_ d"]],
-        config: SearchConfig,
-        allowed: Int64[np.ndarray, "n"] | None,
-    ) -> list[Ranking]:
-        return search(view, queries, config, allowed=allowed)
+        return self._search(view, queries, settings, allowed=allowed)
 
     def locate(self, page_id: int) -> tuple[DocumentRow, int] | None:
         """Document of a living page and the number within it, from 1; None without such a page."""

@@ -34,15 +34,17 @@ class ShardedIndex(Index):
     def start(self, ray: Any, actors: int | None) -> None:
         """Searches in actors from now on. They stay as the index changes."""
         self._ray, self._wanted = ray, actors
+        self._search = self._shared_out
         self._lock = threading.Lock()
         self._actors: list[Any] = []
         self._crew: tuple[View, Crew] | None = None
 
-    def _search(
+    def _shared_out(
         self,
         view: View,
         queries: Sequence[Float[np.ndarray, "_ d"]],
         config: SearchConfig,
+        *,
         allowed: Int64[np.ndarray, "n"] | None,
     ) -> list[Ranking]:
         if config.graph == "on":
