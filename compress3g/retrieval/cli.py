@@ -85,7 +85,7 @@ def build(
     from .results import read_metadata
 
     if actors and not ray:
-        raise click.UsageError("--actors needs --ray")
+        raise click.UsageError("--actors needs --ray.")
     use_threads(threads)
     config = resolve(IndexConfig, options, config_file, preset=PRESETS[preset])
     metadata = read_metadata(meta)

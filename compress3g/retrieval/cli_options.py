@@ -44,7 +44,7 @@ def searched_index(
 ) -> Iterator[Index]:
     """The index in a folder, to be searched here or by Ray actors; closed at the end."""
     if actors and not ray:
-        raise click.UsageError("--actors needs --ray")
+        raise click.UsageError("--actors needs --ray.")
     if not ray:
         with open_index(path, allow_damaged=allow_damaged) as opened:
             yield opened

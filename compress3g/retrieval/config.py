@@ -20,6 +20,11 @@ StoreName = Literal["none", "f16", "int8"]
 _MANY_PAGES = 50_000
 
 
+_NAMES = {
+    "residual": ResidualName, "store": StoreName, "binary": BinaryName, "saliency": SaliencyName,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexConfig:
     """Everything that decides how vectors are stored; the defaults are the preset `balanced`."""
@@ -42,18 +47,18 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option for every value no index can be made with."""
+        whole = isinstance(self.k, int) and 1 <= self.k <= LARGEST
+        share = not isinstance(self.keep, str) and 0 < self.keep <= 1
         checks = {
-            "k": self.k == "auto" or (isinstance(self.k, int) and 1 <= self.k <= LARGEST),
-            "residual": self.residual in get_args(ResidualName),
-            "store": self.store in get_args(StoreName),
-            "binary": self.binary in get_args(BinaryName),
-            "pool": isinstance(self.pool, int) and self.pool >= 1,
-            "keep": self.keep == "auto" or (not isinstance(self.keep, str) and 0 < self.keep <= 1),
-            "saliency": self.saliency in get_args(SaliencyName),
+            "k": (self.k == "auto" or whole, f"auto, or 1 to {LARGEST}"),
+            "pool": (isinstance(self.pool, int) and self.pool >= 1, "1 or more"),
+            "keep": (self.keep == "auto" or share, "auto, or a share above 0 and up to 1"),
         }
-        for name, good in checks.items():
+        for name, kinds in _NAMES.items():
+            checks[name] = getattr(self, name) in get_args(kinds), ", ".join(get_args(kinds))
+        for name, (good, allowed) in checks.items():
             if not good:
-                raise ConfigError(f"--{name} {getattr(self, name)} cannot be used: see --help")
+                raise ConfigError(f"--{name} {getattr(self, name)} is unknown here: give {allowed}")
         if self.residual != "none" and not self.patches:
             raise ConfigError(
                 f"--residual {self.residual} belongs to a code per patch: "

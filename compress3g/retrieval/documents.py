@@ -102,8 +102,10 @@ def new_index(
 ) -> Index:
     """An index to fill: made now, or one of the same settings that an interrupted build left.
 
-    Raises ConfigError when there is one of other settings.
+    Raises ConfigError when there is one of other settings, DocumentError for a source that is not
+    there: before there is a folder.
     """
+    find_sources(sources, SUFFIXES)
     if (output / "catalog.sqlite").exists():
         index = Index.open(output)
         if index.config != config:

@@ -248,3 +248,21 @@ def test_a_tiny_codebook_that_may_not_grow_is_outgrown_once_and_never_drifts(goo
         told += [line for line in err.splitlines() if "codebook" in line]
     assert len(told) == 1
     assert "was trained on" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere.pdf",), "nowhere.pdf does not exist"),
+        (("empty",), "empty holds no document"),
+        (("other.pdf", "--k", "99999"), "--k 99999 is unknown here: give auto, or 1 to 65536"),
+        (("other.pdf", "--actors", "2"), "--actors needs --ray."),
+    ],
+)
+def test_a_build_of_what_cannot_be_leaves_no_folder(good, capsys, words, message):
+    write_pdf(good / "other.pdf", TOPICS[:1])
+    (good / "empty").mkdir()
+    code, out, err = call(capsys, "build", "-o", "new", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not (good / "new").exists()
