@@ -47,11 +47,16 @@ def usable() -> str | None:
     return "no CUDA device is visible to torch"
 
 
+def check_device(tensor: Tensor) -> None:
+    """Raises BackendError for a tensor that is not on a GPU (or interpreted)."""
+    if not (tensor.is_cuda or _interpreted):
+        raise BackendError(f"triton kernels need CUDA tensors, got {tensor.device}")
+
+
 def check(*tensors: Tensor) -> None:
     """Raises BackendError for all but contiguous float32 tensors on a GPU (or interpreted)."""
     for tensor in tensors:
-        if not (tensor.is_cuda or _interpreted):
-            raise BackendError(f"triton kernels need CUDA tensors, got {tensor.device}")
+        check_device(tensor)
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise BackendError(
                 f"triton kernels need contiguous float32 tensors, got {tensor.dtype} of shape "

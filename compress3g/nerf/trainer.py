@@ -201,4 +201,4 @@ class Trainer:
         self.samples += count
         # The number of samples is what a step costs, so rays adapt to keep it constant.
         wanted = self.rays * self.config.samples // max(1, count)
-        self.rays = max(16, min(_MOST_RAYS, wanted))
+        self.rays = max(16, min(max(_MOST_RAYS, self.config.samples), wanted))

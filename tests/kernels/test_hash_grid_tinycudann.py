@@ -208,3 +208,26 @@ def test_the_reason_is_the_original_message(monkeypatch, error):
         assert tinycudann.usable() == str(error)
     finally:
         tinycudann._library.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(tinycudann.usable() is not None, reason="needs tiny-cuda-nn")
+@pytest.mark.parametrize("features", [2, 4])
+@pytest.mark.parametrize("log2_size", [12, 19])
+def test_the_library_equals_the_reference_on_a_gpu(features, log2_size):
+    tinycudann._encoders.cache_clear()
+    levels = Levels.geometric(count=8, features=features, log2_size=log2_size, finest=512)
+    g = torch.Generator("cuda").manual_seed(0)
+    table = torch.rand(levels.entries, features, generator=g, device="cuda") * 2 - 1
+    x = torch.rand(10_001, 3, generator=g, device="cuda")
+    out, expected = (m.forward(table, x, levels) for m in (tinycudann, reference))
+    # Positions of both conventions differ by a rounding of float32, times 512 cells.
+    torch.testing.assert_close(out, expected, atol=2e-4, rtol=0)
+    upstream = torch.randn(len(x), levels.width, generator=g, device="cuda")
+    grads = []
+    for module in (tinycudann, reference):
+        grads.append(torch.zeros_like(table))
+        module.backward(upstream, x, levels, grads[-1])
+    error = (grads[0] - grads[1]).norm() / grads[1].norm()
+    assert error < 1e-3

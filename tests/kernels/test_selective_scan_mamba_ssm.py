@@ -126,3 +126,24 @@ def test_a_broken_package_is_a_reason_and_the_next_backend_serves(monkeypatch, e
         mamba_ssm._library.cache_clear()
     assert reasons["mamba_ssm"] == "undefined symbol: _ZN3c10"
     assert reasons["chunked"] is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(mamba_ssm.usable() is not None, reason="needs mamba_ssm")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("gap_mode", ["hold", "current", "previous", "mean", "bias"])
+def test_the_library_equals_the_reference_on_a_gpu(gap_mode, reverse):
+    results = []
+    options = _options(gap_mode, reverse)
+    options["gap"] = options["gap"].cuda()
+    for module, dtype in ((mamba_ssm, torch.float32), (reference, torch.float64)):
+        leaves = {k: v.detach().cuda().requires_grad_() for k, v in _leaves(dtype).items()}
+        x = Inputs(**leaves, **options)
+        found = module.scan(x, ungated=True, last_state=False)
+        loss = found.out.square().sum() + found.ungated.sum()
+        results.append((found.out, found.ungated, *torch.autograd.grad(loss, leaves.values())))
+    for found, expected in zip(*results, strict=True):
+        scale = float(expected.detach().abs().max())
+        # The library's exponentials are fast ones.
+        torch.testing.assert_close(found.double(), expected, atol=1e-4 * scale, rtol=0)

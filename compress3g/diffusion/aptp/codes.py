@@ -313,7 +313,7 @@ class SoftCode:
         return torch.cat([logit.index_select(-1, places.back), x[..., count:]], -1)
 
     def _drawn(self, x: Tensor, generator: Generator) -> Tensor:
-        u = torch.rand(x.shape, generator=generator, device=x.device).clamp(1e-6, 1 - 1e-6)
+        u = torch.rand(x.shape, generator=generator).to(x.device).clamp(1e-6, 1 - 1e-6)
         if self.noise == "gumbel":
             return -(-u.log()).log()
         return u.log() - (-u).log1p()

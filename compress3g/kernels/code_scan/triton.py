@@ -7,38 +7,23 @@ import).
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ...errors import BackendError
 from .._pages import Pages
+from .._triton import check_device, jit, tl, triton, usable
 from ._scan import ScanTable
 
-triton: Any = None
-tl: Any = None
-_missing: str | None = None
-try:
-    triton = importlib.import_module("triton")
-    tl = importlib.import_module("triton.language")
-except (ImportError, OSError) as error:
-    _missing = f"triton does not import: {str(error).splitlines()[0]}"
+__all__ = ["scan", "scan_batch", "usable"]
 
 _COLUMNS = 128  # tokens per program, at most
 _BLOCK = 32  # codes gathered at once
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    """The compiled function; untouched without triton, so that this module always imports."""
-    return function if triton is None else triton.jit(function)
-
-
-@_jit
+@jit
 def _scan(  # type: ignore[no-untyped-def]
     table, codes, begin, end, out, pitch,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, MASK: tl.constexpr,
@@ -57,25 +42,11 @@ def _scan(  # type: ignore[no-untyped-def]
     tl.store(out + page * tl.num_programs(1) + tl.program_id(1), tl.sum(best, axis=0))
 
 
-_interpreted = triton is not None and not isinstance(_scan, triton.JITFunction)
-
-
-@functools.cache
-def usable() -> str | None:
-    """None, or why Triton cannot run here."""
-    if _missing is not None:
-        return _missing
-    if _interpreted or torch.cuda.is_available():
-        return None
-    return "no CUDA device is visible to torch"
-
-
 def scan(table: ScanTable, pages: Pages) -> Int[Tensor, "n"]:
     """Integer scores; -1 for pages without vectors."""
     rows, codes = table.bytes, pages.codes
     assert codes is not None
-    if not (rows.is_cuda or _interpreted):
-        raise BackendError(f"triton kernels need CUDA tensors, got {rows.device}")
+    check_device(rows)
     pages.check()
     if len(pages) == 0:
         return torch.empty(0, dtype=torch.int32, device=rows.device)
