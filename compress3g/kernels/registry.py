@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "hash_grid": {"cpu": ("cpu", "reference"), "cuda": ("tinycudann", "triton", "reference")},
     "mlp": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
-    "ray_march": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
-    "composite": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "ray_march": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    "composite": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     "code_scan": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     "residual_scan": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
     "hamming": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
-    "adam": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "adam": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     "selective_scan": {
         "cpu": ("cpu", "chunked", "looped", "reference"),
         "cuda": ("mamba_ssm", "triton", "chunked", "looped", "reference"),

@@ -47,6 +47,9 @@ def test_wishes_that_cannot_come_true_are_refused():
     assert set(registry.use_everywhere("triton")) == {
         "hash_grid",
         "mlp",
+        "ray_march",
+        "composite",
+        "adam",
         "code_scan",
         "selective_scan",
         "causal_conv",

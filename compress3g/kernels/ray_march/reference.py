@@ -27,6 +27,20 @@ def _span(origin: Tensor, direction: Tensor, near: float) -> tuple[Tensor, Tenso
     return low, high.masked_fill(outside, -torch.inf)
 
 
+def span(
+    origin: Float[Tensor, "r 3"],
+    direction: Float[Tensor, "r 3"],
+    jitter: Float[Tensor, "r"],
+    *,
+    near: float,
+    step: float,
+) -> tuple[Float[Tensor, "r"], Float[Tensor, "r"], Float[Tensor, "r"]]:
+    """Where rays enter and leave, enter >= leave for a miss, and the first k inside."""
+    enter, leave = _span(origin, direction, near)
+    enter = torch.where(leave < step * _MOST_STEPS, enter, leave)
+    return enter, leave, torch.ceil(enter / step - jitter)
+
+
 def march(
     origin: Float[Tensor, "r 3"],
     direction: Float[Tensor, "r 3"],
@@ -39,9 +53,7 @@ def march(
 ) -> Samples:
     """All samples, ray after ray."""
     cells = unpack_bits(bits, side)
-    enter, leave = _span(origin, direction, near)
-    enter = torch.where(leave < step * _MOST_STEPS, enter, leave)
-    first = torch.ceil(enter / step - jitter)
+    enter, leave, first = span(origin, direction, jitter, near=near, step=step)
     longest = int(((leave - enter) / step).clamp(min=0).max().ceil()) + 2 if len(origin) else 0
     rays = max(1, _CHUNK // max(1, longest))
     parts = []

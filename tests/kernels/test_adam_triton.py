@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from compress3g.kernels.adam import SparseAdam
+from compress3g.kernels.registry import use
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton not installed"
+)
+
+INTERPRETED = """
+import torch
+from compress3g.kernels.adam import reference, triton
+
+assert triton.usable() is None, triton.usable()
+g = torch.Generator().manual_seed(0)
+for shape in ((0,), (5,), (1024,), (700, 3)):
+    value, grad, first = (torch.randn(shape, generator=g) for _ in range(3))
+    second = torch.rand(shape, generator=g)
+    grad[::3] = 0
+    results = []
+    for m in (triton, reference):
+        own = [t.clone() for t in (value, grad, first, second)]
+        m.step(*own, rate=0.03, betas=(0.9, 0.99), root_correction=1.7, epsilon=1e-15)
+        results.append(own)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+    assert not results[0][1].any()
+print("equal")
+"""
+
+
+@needs_triton
+def test_interpreted_kernels_equal_the_reference(triton_script):
+    done = triton_script(INTERPRETED, interpret=True)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_gpu_kernels_equal_the_reference():
+    found = []
+    for backend in ("triton", "reference"):
+        g = torch.Generator().manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(100_003, 2, generator=g).cuda())
+        optimizer = SparseAdam([p], lr=0.01)
+        for _ in range(5):
+            grad = torch.randn(100_003, 2, generator=g)
+            p.grad = torch.where(torch.rand(100_003, 1, generator=g) < 0.3, grad, 0.0).cuda()
+            with use(adam=backend):
+                optimizer.step()
+            assert not p.grad.any()
+        found.append(p.detach())
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
