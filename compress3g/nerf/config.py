@@ -43,7 +43,9 @@ class TrainConfig:
     seconds: float | None = option(None, "Train this long instead, seconds of wall time.")
     log2_hashmap: int = option(15, "Log2 of the entries per level, T; paper 14 to 19.")
     finest: int = option(1024, "Resolution of the finest level, cells per axis.")
-    samples: int = option(1 << 14, "Samples per step; rays adapt to it.")
+    samples: int | None = option(
+        None, "Samples per step; rays adapt to it (default 16384, on a GPU 262144)."
+    )
     learning_rate: float = option(1e-2, "Of Adam, decaying to a tenth over the run.")
     march: int = option(384, "Samples along a diagonal of the box; 1024 suits 800-pixel images.")
     occupancy: int = option(64, "Cells per axis of the occupancy grid and of the mask.")

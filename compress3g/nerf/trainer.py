@@ -61,6 +61,9 @@ class Trainer:
     ) -> None:
         self.scene, self.config = scene, config
         self.device = device or torch.device("cpu")
+        # A GPU is idle between the launches of small steps.
+        usual = 1 << 18 if self.device.type == "cuda" else 1 << 14
+        self.samples_per_step = config.samples or usual
         self.generator = torch.Generator().manual_seed(config.seed)
         self._pixels = Pixels(scene, self.device)
         self.pruner = pruner or make_pruner(config)
@@ -200,5 +203,5 @@ class Trainer:
         self.phase_step += 1
         self.samples += count
         # The number of samples is what a step costs, so rays adapt to keep it constant.
-        wanted = self.rays * self.config.samples // max(1, count)
-        self.rays = max(16, min(max(_MOST_RAYS, self.config.samples), wanted))
+        wanted = self.rays * self.samples_per_step // max(1, count)
+        self.rays = max(16, min(max(_MOST_RAYS, self.samples_per_step), wanted))
