@@ -33,11 +33,34 @@ for shape in ((0,), (5,), (1024,), (700, 3)):
 print("equal")
 """
 
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from compress3g.kernels.adam import triton as kernels
+
+names = kernels._step.arg_names
+signature = dict(zip(names, ("*fp32",) * 4 + ("i32",) + ("fp32",) * 7)) | {"BLOCK": "constexpr"}
+source = ASTSource(kernels._step, signature, {(len(names) - 1,): 1024})
+for gpu in (80, 90):
+    code = triton.compile(source, target=GPUTarget("cuda", gpu, 32)).asm
+    # Four loads and four stores; where nothing is touched only the gradient is read.
+    assert len(code["cubin"]) > 0 and "ld.global" in code["ptx"] and "st.global" in code["ptx"]
+print("compiled")
+"""
+
 
 @needs_triton
 def test_interpreted_kernels_equal_the_reference(triton_script):
     done = triton_script(INTERPRETED, interpret=True)
     assert done.stdout.strip() == "equal", done.stderr
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu_that_is_not_there(triton_script):
+    done = triton_script(COMPILED, interpret=False)
+    assert done.stdout.strip() == "compiled", done.stderr
 
 
 @pytest.mark.gpu

@@ -29,6 +29,7 @@ for b, l, e, taps, mode, reverse, silu, has_bias in (
     (1, 33, 20, 4, "zero", True, False, True),
     (2, 13, 20, 4, "hold", False, False, True),
     (2, 35, 20, 2, "hold", True, True, False),
+    (2, 50, 70, 4, "hold", True, True, True),
     (0, 4, 20, 2, "hold", False, True, True),
 ):
     places = torch.rand(b, 2 * l).argsort(1)[:, :l].sort(1).values
@@ -56,16 +57,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from compress3g.kernels.causal_conv import triton as kernels
 
-values = {"TAPS": 4, "SILU": True, "BACK": True, "BLOCK": 128, "TOKENS": 64}
-kinds = {"table": "*i64"} | dict.fromkeys(("steps", "channels", "tokens", "direction"), "i32")
-for function in (kernels._forward, kernels._input_grad, kernels._weight_grad):
-    names = function.arg_names
-    signature = {n: "constexpr" if n in values else kinds.get(n, "*fp32") for n in names}
-    constants = {(names.index(n),): v for n, v in values.items() if n in names}
-    source = ASTSource(function, signature, constants)
-    code = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm
-    assert len(code["cubin"]) > 0
-    assert "atom." not in code["ptx"]
+values = {"TAPS": 4, "SILU": True, "BACK": True, "ROWS": 32, "BLOCK": 64, "TILES": 8}
+whole = ("steps", "channels", "tokens", "back", "x_batch", "x_step")
+kinds = {"positions": "*i32"} | dict.fromkeys(whole, "i32")
+for holes in range(3):
+    for function in (kernels._forward, kernels._input_grad, kernels._weight_grad):
+        names, chosen = function.arg_names, {**values, "HOLES": holes}
+        signature = {n: "constexpr" if n in chosen else kinds.get(n, "*fp32") for n in names}
+        constants = {(names.index(n),): v for n, v in chosen.items() if n in names}
+        source = ASTSource(function, signature, constants)
+        code = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+        assert len(code["cubin"]) > 0
+        assert "atom." not in code["ptx"]
 print("compiled")
 """
 

@@ -38,11 +38,35 @@ for counts, size in (([0, 3, 64, 65, 200], 8.0), ([1], 1e-4), ([0, 0], 1.0), ([]
 print("equal")
 """
 
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from compress3g.kernels.composite import triton as kernels
+
+for function, tensors in ((kernels._weights, 4), (kernels._forward, 5), (kernels._backward, 8)):
+    names = function.arg_names
+    signature = {n: "*i64" if n == "offset" else "*fp32" for n in names[:-1]}
+    assert len(signature) == tensors + 1
+    source = ASTSource(function, signature | {"BLOCK": "constexpr"}, {(len(names) - 1,): 64})
+    for gpu in (80, 90):
+        code = triton.compile(source, target=GPUTarget("cuda", gpu, 32), options={"num_warps": 2})
+        assert len(code.asm["cubin"]) > 0
+print("compiled")
+"""
+
 
 @needs_triton
 def test_interpreted_kernels_equal_the_reference(triton_script):
     done = triton_script(INTERPRETED, interpret=True)
     assert done.stdout.strip() == "equal", done.stderr
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu_that_is_not_there(triton_script):
+    done = triton_script(COMPILED, interpret=False)
+    assert done.stdout.strip() == "compiled", done.stderr
 
 
 @pytest.mark.gpu

@@ -41,6 +41,9 @@ torch.manual_seed(0)
 for b, l, e, n, g, reverse, mode in (
     (2, 5, 3, 1, 1, False, "current"),
     (1, 33, 40, 5, 1, True, "previous"),
+    (2, 17, 20, 4, 1, True, "current"),
+    (1, 9, 8, 16, 1, False, "bias"),
+    (1, 8, 24, 16, 1, False, "hold"),
     (2, 64, 12, 16, 2, False, "mean"),
     (1, 70, 32, 8, 1, True, "bias"),
 ):
@@ -66,18 +69,29 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from compress3g.kernels.selective_scan import triton as kernels
+from compress3g.kernels.selective_scan import _fused
 
-values = {"STEPS": 197, "SHARE": 384, "STATES": 16, "WIDE": 16, "BLOCK": 32, "KEEP": 32}
-for function in (kernels._forward, kernels._backward):
-    names = function.arg_names
-    signature = {name: "i32" if name == "groups" else "*fp32" for name in names}
-    signature |= dict.fromkeys(values, "constexpr")
-    constants = {(names.index(name),): value for name, value in values.items()}
-    source = ASTSource(function, signature, constants)
-    code = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm
-    assert len(code["cubin"]) > 0
-    assert "atom." not in code["ptx"]
+values = {
+    "SHARE": 384, "STATES": 16, "WIDE": 16, "BLOCK": 32, "KEEP": 8, "SOFTPLUS": True, "GATED": True,
+    "START": False, "UP": True, "LAST": False,
+}
+WHOLE = ("steps", "groups")
+for mode in (_fused.NO_HOLE, _fused.CURRENT, _fused.BASE, _fused.GIVEN):
+    for function in (_fused.forward, _fused.backward):
+        names = function.arg_names
+        chosen = {**values, "MODE": mode, "REVERSE": mode == 1, "UNGATED": mode == 2}
+        chosen = {k: v for k, v in chosen.items() if k in names}
+        signature = {
+            n: "i32" if n in WHOLE or n.endswith(("_batch", "_step", "_group")) else "*fp32"
+            for n in names
+        }
+        signature["gap"] = "*i32"
+        signature |= dict.fromkeys(chosen, "constexpr")
+        constants = {(names.index(name),): value for name, value in chosen.items()}
+        source = ASTSource(function, signature, constants)
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+        assert len(made.asm["cubin"]) > 0
+        assert "atom." not in made.asm["ptx"]
 print("compiled")
 """
 

@@ -10,7 +10,8 @@ A hashed level does not use the resolution in its index (same primes, same modul
 
 The table is copied into tiny-cuda-nn's parameters on every forward, gradients are copied out.
 Written from tiny-cuda-nn's source (encodings/grid.h, common_device.h) and tested against a
-stand-in of it; it has not been run on a GPU.
+stand-in of it. On the one GPU there was, an H200, a build of version 2.0 for torch 2.11 and CUDA 13
+crashed inside the library on its own first example, so this has not been run on a GPU.
 """
 
 from __future__ import annotations

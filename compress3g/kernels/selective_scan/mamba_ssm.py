@@ -3,7 +3,7 @@
 With d' = d + G and u' = u d / d', its recurrence exp(d' A) h + d' B u' is ours: exp((d + G) A) h
 + d B u. The skip, the gate and the softplus lie outside. Its states have no gradient and start from
 zero: a call with either goes to another backend. Written from mamba_ssm's interface and tested
-against a stand-in of it; it has not been run on a GPU.
+against a stand-in of it; a GPU test waits for a machine that has both.
 """
 
 from __future__ import annotations

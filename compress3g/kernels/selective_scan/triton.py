@@ -1,195 +1,183 @@
-"""The recurrence in Triton: one program per sequence and block of channels, states in registers.
+"""The scan in Triton: what its kernels (`_fused`) are given, and the sums they leave to torch.
 
-Every 32 steps the states are kept; the backward pass goes through the blocks from the last, forward
-once more to fill a scratch with the states inside, then back. Sums over channels are made in one
-fixed order. The elementwise rest, with the decay of the holes, is torch's. CPU tensors are accepted
-only under Triton's interpreter (TRITON_INTERPRET=1 before the first import).
+CPU tensors are accepted only under Triton's interpreter (TRITON_INTERPRET=1 before the first
+import).
 """
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
 from torch import Tensor
 
-from .._triton import check, jit, tl, triton, usable
-from ._around import run
+from ...errors import BackendError
+from .._triton import check, triton, usable
+from . import _fused
+from ._around import hole_sizes, step_sizes
 from ._inputs import Inputs, Outputs
+from ._opaque import Gradients, Results, run
 
-__all__ = ["scan", "usable"]
+__all__ = ["backward", "forward", "scan", "usable"]
 
-_CHANNELS = 32  # per program
-_KEEP = 32  # steps between two kept states
-
-
-@jit
-def _places(  # type: ignore[no-untyped-def]
-    groups, SHARE: tl.constexpr, STATES: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Group of this program, its channels and states, and which of them exist."""
-    group = tl.program_id(1) % groups
-    within = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    state = tl.arange(0, WIDE)
-    return group, group * SHARE + within, within < SHARE, state, state < STATES
+_KEEP = 8  # steps between two kept states: the scratch of all programs fits a level-2 cache
+_WIDE_BLOCK, _NARROW_BLOCK = 32, 8  # channels per program
+_MANY = 1 << 15  # sequences times channels that fill a GPU with wide blocks
 
 
-@jit
-def _forward(  # type: ignore[no-untyped-def]
-    decay, drive, A, B, C, start, y, last, kept, groups,
-    STEPS: tl.constexpr, SHARE: tl.constexpr, STATES: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr, KEEP: tl.constexpr,
-):  # fmt: skip
-    batch = tl.program_id(0).to(tl.int64)
-    group, channel, here, state, real = _places(groups, SHARE, STATES, WIDE, BLOCK)
-    channels = groups * SHARE
-    both = here[:, None] & real[None, :]
-    cell = channel[:, None] * STATES + state[None, :]
-    rate = tl.load(A + cell, mask=both, other=0.0)
-    h = tl.load(start + batch * channels * STATES + cell, mask=both, other=0.0)
-    blocks = (STEPS + KEEP - 1) // KEEP
-    for k in range(STEPS):
-        if k % KEEP == 0:
-            place = kept + (batch * blocks + k // KEEP) * channels * STATES + cell
-            tl.store(place, h, mask=both)
-        row = (batch * STEPS + k) * channels + channel
-        few = ((batch * groups + group) * STEPS + k) * STATES + state
-        size = tl.load(decay + row, mask=here, other=0.0)
-        push = tl.load(drive + row, mask=here, other=0.0)
-        b = tl.load(B + few, mask=real, other=0.0)
-        c = tl.load(C + few, mask=real, other=0.0)
-        h = tl.exp(size[:, None] * rate) * h + push[:, None] * b[None, :]
-        tl.store(y + row, tl.sum(h * c[None, :], 1), mask=here)
-    tl.store(last + batch * channels * STATES + cell, h, mask=both)
+def _rows(tensor: Tensor) -> Tensor:
+    """In float32, of unit stride along the last axis."""
+    tensor = tensor.detach().float()
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-@jit
-def _backward(  # type: ignore[no-untyped-def]
-    decay, drive, A, B, C, kept, upstream, last, scratch,
-    decay_grad, drive_grad, A_grad, B_grad, C_grad, start_grad, groups,
-    STEPS: tl.constexpr, SHARE: tl.constexpr, STATES: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr, KEEP: tl.constexpr,
-):  # fmt: skip
-    batch = tl.program_id(0).to(tl.int64)
-    group, channel, here, state, real = _places(groups, SHARE, STATES, WIDE, BLOCK)
-    channels = groups * SHARE
-    both = here[:, None] & real[None, :]
-    cell = channel[:, None] * STATES + state[None, :]
-    own = (batch * groups + group) * tl.num_programs(2) + tl.program_id(2)
-    inside = tl.arange(0, BLOCK)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
-    scratch += own * KEEP * BLOCK * WIDE
-    rate = tl.load(A + cell, mask=both, other=0.0)
-    grad = tl.load(last + batch * channels * STATES + cell, mask=both, other=0.0)
-    rate_grad = tl.zeros((BLOCK, WIDE), dtype=tl.float32)
-    blocks = (STEPS + KEEP - 1) // KEEP
-    for later in range(blocks):
-        first = (blocks - 1 - later) * KEEP
-        place = kept + (batch * blocks + blocks - 1 - later) * channels * STATES + cell
-        h = tl.load(place, mask=both, other=0.0)
-        for i in range(KEEP):
-            k = first + i
-            row = (batch * STEPS + k) * channels + channel
-            few = ((batch * groups + group) * STEPS + k) * STATES + state
-            # A comparison of plain numbers would not be a mask in the interpreter.
-            now, shown = here & (channel * 0 + k < STEPS), real & (state * 0 + k < STEPS)
-            size = tl.load(decay + row, mask=now, other=0.0)
-            push = tl.load(drive + row, mask=now, other=0.0)
-            b = tl.load(B + few, mask=shown, other=0.0)
-            tl.store(scratch + i * BLOCK * WIDE + inside, h)
-            h = tl.exp(size[:, None] * rate) * h + push[:, None] * b[None, :]
-        tl.debug_barrier()
-        for back in range(KEEP):
-            i = KEEP - 1 - back
-            k = first + i
-            row = (batch * STEPS + k) * channels + channel
-            few = ((batch * groups + group) * STEPS + k) * STATES + state
-            part = (own * STEPS + k) * STATES + state
-            now, shown = here & (channel * 0 + k < STEPS), real & (state * 0 + k < STEPS)
-            size = tl.load(decay + row, mask=now, other=0.0)
-            push = tl.load(drive + row, mask=now, other=0.0)
-            up = tl.load(upstream + row, mask=now, other=0.0)
-            b = tl.load(B + few, mask=shown, other=0.0)
-            c = tl.load(C + few, mask=shown, other=0.0)
-            before = tl.load(scratch + i * BLOCK * WIDE + inside)
-            factor = tl.exp(size[:, None] * rate)
-            after = factor * before + push[:, None] * b[None, :]
-            whole = grad + up[:, None] * c[None, :]
-            tl.store(C_grad + part, tl.sum(up[:, None] * after, 0), mask=shown)
-            tl.store(B_grad + part, tl.sum(push[:, None] * whole, 0), mask=shown)
-            tl.store(drive_grad + row, tl.sum(whole * b[None, :], 1), mask=now)
-            grad = whole * factor
-            exponent = grad * before
-            tl.store(decay_grad + row, tl.sum(exponent * rate, 1), mask=now)
-            rate_grad += exponent * size[:, None]
-        tl.debug_barrier()
-    tl.store(A_grad + batch * channels * STATES + cell, rate_grad, mask=both)
-    tl.store(start_grad + batch * channels * STATES + cell, grad, mask=both)
+class _Call:
+    """Tensors, strides and constants that both kernels take."""
+
+    def __init__(self, x: Inputs) -> None:
+        if x.u.dtype == torch.float64:
+            raise BackendError("the triton scan has no float64: use backend='chunked'")
+        (self.b, self.steps, self.e), self.n, self.groups = x.u.shape, x.A.shape[1], x.B.shape[1]
+        few = self.b * self.e < _MANY
+        self.block = _NARROW_BLOCK if few else _WIDE_BLOCK
+        self.wide = triton.next_power_of_2(self.n)
+        share = self.e // self.groups
+        self.blocks = triton.cdiv(share, self.block)
+        u, raw, B, C = (_rows(t) for t in (x.u, x.delta, x.B, x.C))
+        z = u if x.z is None else _rows(x.z)
+        A = x.A.detach().float().contiguous()
+        check(A)
+        none = A.new_zeros(self.e)
+        D, bias = (
+            none if t is None else t.detach().float().contiguous() for t in (x.D, x.delta_bias)
+        )
+        given = x.gap is not None and x.gap.is_floating_point()
+        mode, base, gap, hole = _fused.NO_HOLE, none, none, u
+        if given:
+            assert x.gap is not None
+            mode, hole = _fused.GIVEN, _rows(x.gap)
+        elif x.gap is not None and x.gap_mode != "hold":
+            gap = x.gap.to(torch.int32).contiguous()
+            mode = _fused.CURRENT if x.gap_mode == "current" else _fused.BASE
+            if mode == _fused.BASE:
+                base = F.softplus(bias) if x.delta_softplus else bias
+        start = none if x.initial_state is None else x.initial_state.detach().float().contiguous()
+        self.bias, self.new = bias, A.new_empty
+        self.tensors = (u, raw, z, B, C, A, D, bias, base, gap, hole, start)
+        self.strides = (
+            *(s for t in (u, raw, z, hole) for s in t.stride()[:2]),
+            *(s for t in (B, C) for s in t.stride()[:3]),
+        )
+        self.constants = {
+            "SHARE": share,
+            "STATES": self.n,
+            "WIDE": self.wide,
+            "BLOCK": self.block,
+            "SOFTPLUS": x.delta_softplus,
+            "MODE": mode,
+            "REVERSE": x.reverse,
+            "GATED": x.z is not None,
+            "START": x.initial_state is not None,
+        }
+
+    def launch(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
+        device = self.tensors[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            kernel[(self.b, self.groups, self.blocks)](
+                *self.tensors,
+                *arguments,
+                self.steps,
+                self.groups,
+                **self.constants,
+                **constants,
+                num_warps=1,
+            )
 
 
-def _launch(kernel: Any, tensors: list[Tensor], A: Tensor, B: Tensor) -> None:
-    (b, groups, length, n), share = B.shape, A.shape[0] // B.shape[1]
-    if b == 0:
-        return
-    with torch.cuda.device(A.device) if A.is_cuda else contextlib.nullcontext():
-        kernel[(b, groups, triton.cdiv(share, _CHANNELS))](
-            *tensors,
-            groups,
-            STEPS=length,
-            SHARE=share,
-            STATES=n,
-            WIDE=triton.next_power_of_2(n),
-            BLOCK=_CHANNELS,
+def forward(x: Inputs, *, ungated: bool, last_state: bool) -> Results:
+    """Outputs in float32; those not asked for are None."""
+    call = _Call(x)
+    shape, state = (call.b, call.steps, call.e), (call.b, call.e, call.n)
+    found = Results(
+        out=call.new(shape),
+        ungated=call.new(shape) if ungated else None,
+        last_state=call.new(state) if last_state else None,
+    )
+    if call.b == 0:
+        return found
+    none = found.out
+    outputs = [none if t is None else t for t in (found.out, found.ungated, found.last_state)]
+    call.launch(_fused.forward, *outputs, *call.strides, UNGATED=ungated, LAST=last_state)
+    return found
+
+
+def backward(
+    x: Inputs, out: Tensor | None, ungated: Tensor | None, last_state: Tensor | None
+) -> Gradients:
+    """Gradients of every float argument in float32, given those of the outputs."""
+    call = _Call(x)
+    b, length, e, n, groups = call.b, call.steps, call.e, call.n, call.groups
+    mode = call.constants["MODE"]
+    ups = [None if t is None else _rows(t) for t in (out, ungated)]
+    up_last = None if last_state is None else last_state.float().contiguous()
+    u = call.tensors[0]
+    tile = (call.block, call.wide)
+    programs = b * groups * call.blocks
+    kept = call.new(programs, -(-length // _KEEP), *tile)
+    scratch = call.new(programs, _KEEP, *tile)
+    row, state = (b, length, e), (b, e, n)
+    u_grad, raw_grad = call.new(row), call.new(row)
+    z_grad = None if x.z is None else call.new(row)
+    hole_grad = call.new(row) if mode == _fused.GIVEN else None
+    parts = call.new(2, b, groups, call.blocks, length, n)
+    A_grad, start_grad = call.new(state), call.new(state) if call.constants["START"] else None
+    over = torch.zeros(3, b, e, device=u.device)  # of D, the bias and the base
+    grads = [u_grad, raw_grad, z_grad, hole_grad, parts[0], parts[1], A_grad, *over, start_grad]
+    if b:
+        call.launch(
+            _fused.backward,
+            *(u if t is None else t for t in (*ups, up_last)),
+            kept,
+            scratch,
+            *(u if t is None else t for t in grads),
+            *call.strides,
+            *(s for t in ups for s in (u if t is None else t).stride()[:2]),
             KEEP=_KEEP,
+            UP=out is not None,
+            UNGATED=ungated is not None,
+            LAST=last_state is not None,
         )
+    D_grad, bias_grad, base_grad = (t.sum(0) for t in over)
+    if mode == _fused.BASE:
+        bias_grad = bias_grad + (call.bias.sigmoid() if x.delta_softplus else 1.0) * base_grad
+    B_grad, C_grad = parts.sum(3)
+    return Gradients(
+        u=u_grad,
+        delta=raw_grad,
+        A=A_grad.sum(0),
+        B=B_grad,
+        C=C_grad,
+        D=D_grad,
+        z=z_grad,
+        delta_bias=bias_grad,
+        gap=hole_grad,
+        initial_state=start_grad,
+    )
 
 
-class _Recurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
-        decay, drive, A, B, C, state = (t.contiguous() for t in given)
-        check(decay, drive, A, B, C, state)
-        y, last = torch.empty_like(decay), torch.empty_like(state)
-        kept = state.new_empty(len(state), -(-decay.shape[1] // _KEEP), *state.shape[1:])
-        _launch(_forward, [decay, drive, A, B, C, state, y, last, kept], A, B)
-        ctx.save_for_backward(decay, drive, A, B, C, kept)
-        return y, last
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
-        decay, drive, A, B, C, kept = ctx.saved_tensors
-        y_grad, last_grad = (t.contiguous() for t in upstream)
-        b, groups, length, n = B.shape
-        blocks = -(-(A.shape[0] // groups) // _CHANNELS)
-        wide = triton.next_power_of_2(n)
-        scratch = A.new_empty(b, groups, blocks, _KEEP, _CHANNELS, wide)
-        parts = A.new_empty(2, b, groups, blocks, length, n)
-        states = A.new_empty(2, b, *A.shape)
-        rows = [torch.empty_like(decay), torch.empty_like(drive)]
-        grads = [*rows, states[0], parts[0], parts[1], states[1]]
-        _launch(
-            _backward,
-            [decay, drive, A, B, C, kept, y_grad, last_grad, scratch, *grads],
-            A,
-            B,
-        )
-        over_blocks = parts.sum(3)
-        return (*rows, states[0].sum(0), over_blocks[0], over_blocks[1], states[1])
-
-
-def _recurrence(
-    decay: Float[Tensor, "b l e"],
-    drive: Float[Tensor, "b l e"],
-    A: Float[Tensor, "e n"],
-    B: Float[Tensor, "b g l n"],
-    C: Float[Tensor, "b g l n"],
-    state: Float[Tensor, "b e n"],
-) -> tuple[Float[Tensor, "b l e"], Float[Tensor, "b e n"]]:
-    y, last = _Recurrence.apply(decay, drive, A, B, C, state)  # type: ignore[no-untyped-call]
-    return y, last
+def _with_holes(x: Inputs) -> Inputs:
+    """Rules that look at other tokens give G as it is, with its own gradient."""
+    if x.gap is None or x.gap.is_floating_point() or x.gap_mode not in ("previous", "mean"):
+        return x
+    delta = step_sizes(x)
+    hole = hole_sizes(x, delta.flip(1) if x.reverse else delta)
+    assert hole is not None
+    return replace(x, gap=hole.flip(1) if x.reverse else hole)
 
 
 def scan(x: Inputs, *, ungated: bool, last_state: bool) -> Outputs:
-    """Outputs, differentiable by autograd."""
-    return run(x, _recurrence)
+    """Outputs, those wanted at least."""
+    return run(_with_holes(x), "triton", ungated=ungated, last_state=last_state)
