@@ -1,12 +1,15 @@
-"""Accuracy of the shipped Vim with fewer tokens: scores, alignments, merging, fine-tuning.
+"""Accuracy of the small Vims with fewer tokens: scores, alignments, merging, fine-tuning.
 
-    python benchmarks/mamba_accuracy.py --data FOLDER --work FOLDER [--part zero-shot|fine-tuned]
+    python benchmarks/mamba_accuracy.py --dataset cifar10 --data FOLDER --work FOLDER [--validation]
     python benchmarks/mamba_accuracy.py --quick
 
-FOLDER has the ten JSON files that _fashion.py names. Tokens go after blocks 2, 4 and 6 of 8. Every
-setting of `zero-shot` prunes the dense weights as they are; `fine-tuned` trains each contender for
-the same steps with the dense model as teacher. `--work` keeps what was measured, so that a run goes
-on where it stopped, which `--minutes` may say; the results file has what there is by then.
+FOLDER has the files that _small_pictures.py names. Tokens go after three blocks. Every setting of
+`zero-shot` prunes the dense weights as they are; `fine-tuned` trains each contender, and the dense
+model, for the same `--steps` with the dense model as teacher, over three seeds. `--validation` asks
+the 5,000 pictures that one may choose by, too: `chosen` names who is best there, and what it
+reaches on the test split. `--work` keeps what was measured, so that a run goes on where it stopped,
+which `--minutes` may say; the results file has what there is by then. `--share 1/4` does every
+fourth fine-tuning, for several processes with one `--work`; `--part none` then gathers them.
 Standard errors are of the test pictures: of differences, over pairs of answers to the same picture,
 and over seeds where there are several. `--quick` takes the 500 pictures that are shipped.
 """
@@ -22,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _fashion import splits
 from _report import goal, parser, report
-from train_fashion import FINE, LAYERS, OUT
+from _small_pictures import DATA_SETS, DataSet
+from safetensors.torch import save_file
+from train_vim import on
 
 from compress3g.mamba import (
     PruneConfig,
@@ -35,49 +39,58 @@ from compress3g.mamba import (
     preset,
     pruned,
 )
-from compress3g.mamba.data import Arrays, open_data
+from compress3g.mamba.data import Arrays, Pictures, open_data
 from compress3g.mamba.train import correct, train
 
 KEEPS = (0.65, 0.8)
-STEPS = 86  # of fine-tuning
+STEPS = 300  # of fine-tuning
 SCORES = ("clip", "l1", "sum", "l2", "max", "gated", "delta", "attentiveness", "hidden_attention",
           "random")  # fmt: skip
-OURS, MERGED = "l1, current, zero", "merged, current, zero"
+DENSE, MERGED = "dense", "merged, current, zero"
 
 
-def settings(keep: float) -> dict[str, PruneConfig]:
+def settings(keep: float, layers: tuple[int, ...]) -> dict[str, PruneConfig]:
     """Name to pruning; a name says score (or `merged`), scan alignment, convolution alignment."""
-    schedule = PruneSchedule(layers=LAYERS, keep=(keep,) * len(LAYERS))
+    schedule = PruneSchedule(layers=layers, keep=(keep,) * len(layers))
     plain = PruneConfig(schedule=schedule)
     made = {
-        OURS: plain,
-        "r_meeto": preset("r_meeto", schedule),
-        "l1, none, none": replace(plain, align="none", conv_align="none"),
-        "l1, none, zero": replace(plain, align="none"),
-        "l1, current, none": replace(plain, conv_align="none"),
-        MERGED: replace(plain, method="merge"),
-        "merged, none, zero": replace(plain, method="merge", align="none"),
-        "top": preset("top", schedule),
-        "top_vim_code": preset("top_vim_code", schedule),
+        f"{score}, {align}, {conv}": replace(plain, score=score, align=align, conv_align=conv)
+        for score in ("l1", "clip", "hidden_attention")
+        for align in ("none", "current")
+        for conv in ("none", "zero", "hold")
     }
-    made |= {f"{s}, current, zero": replace(plain, score=s) for s in SCORES if s != "l1"}
     made |= {
-        "clip, none, none": replace(plain, score="clip", align="none", conv_align="none"),
-        "clip, none, zero": replace(plain, score="clip", align="none"),
-        "l1, none, hold": replace(plain, align="none", conv_align="hold"),
-        "l1, current, hold": replace(plain, conv_align="hold"),
-        "mirrored, none, none": replace(plain, score="mirrored", align="none", conv_align="none"),
-        "clip, none, none, centred class token": replace(
-            plain, schedule=replace(schedule, cls="center"), score="clip", align="none",
-            conv_align="none",
-        ),
-        **{p: preset(p, schedule) for p in ("utr", "evit", "random")},
-    }  # fmt: skip
+        f"merged, {align}, {conv}": replace(plain, method="merge", align=align, conv_align=conv)
+        for align, conv in (("current", "zero"), ("none", "zero"))
+    }
+    for name in ("r_meeto", "top_vim_code", "utr", "evit", "random"):
+        made[name] = preset(name, schedule)
+    made |= {f"{s}, current, zero": replace(plain, score=s) for s in SCORES}
+    made |= {f"{s}, none, zero": replace(plain, score=s, align="none") for s in SCORES}
+    made["mirrored, none, none"] = replace(plain, score="mirrored", align="none", conv_align="none")
+    made["clip, none, none, centred class token"] = replace(
+        plain, schedule=replace(schedule, cls="center"), score="clip", align="none",
+        conv_align="none",
+    )  # fmt: skip
     aligns = ("previous", "mean", "bias", "recorded")
-    return made | {f"l1, {a}, zero": replace(plain, align=a) for a in aligns}
+    return made | {
+        f"{score}, {a}, zero": replace(plain, score=score, align=a)
+        for score in ("l1", "clip")
+        for a in aligns
+    }
 
 
-CONTENDERS = (OURS, "r_meeto", "l1, none, none", MERGED, "top")
+# In the order in which they are trained: what a short run has is the heart of the matter.
+CONTENDERS = (
+    "hidden_attention, none, zero", "r_meeto", "l1, current, zero", "clip, none, zero",
+    "l1, none, none", "l1, none, zero", "clip, current, zero", DENSE,
+    "hidden_attention, none, none", "hidden_attention, none, hold", "l1, none, hold",
+    "clip, current, none", MERGED, "random", "utr", "evit", "clip, none, none",
+    "l1, current, none", "random, none, zero", "merged, none, zero",
+)  # fmt: skip
+FIRST = 3  # of them for all seeds before any other
+RIVALS = ("r_meeto", "utr", "evit", "random", "top_vim_code", DENSE)  # may not be chosen
+QUICK = ("l1, current, zero", "r_meeto", "l1, none, none", MERGED, "clip, current, none")
 
 
 class OutOfTime(Exception):
@@ -92,38 +105,62 @@ class Answers:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def of(self, name: str, compute) -> np.ndarray:
-        """Booleans by picture; computed once."""
-        file = None if self.folder is None else self.folder / f"{name}.npy"
-        if file is not None and file.exists():
-            return np.load(file)
-        if time.monotonic() > self._until:
-            raise OutOfTime
-        found = compute().numpy()
+    def _file(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.npy"
+
+    def has(self, name: str) -> bool:
+        """Whether they are known."""
+        file = self._file(name)
+        return file is not None and file.exists()
+
+    def keep(self, name: str, found: np.ndarray) -> np.ndarray:
+        """Booleans by picture, written down."""
+        file = self._file(name)
         if file is not None:
             np.save(file, found)
         print(f"{name:60}{100 * found.mean():>8.2f} %", flush=True)
         return found
 
+    def of(self, name: str, compute) -> np.ndarray:
+        """Booleans by picture; computed once. Raises OutOfTime for new ones after the minutes."""
+        if self.has(name):
+            return np.load(self._file(name))
+        self.check()
+        return self.keep(name, compute().numpy())
 
-def zero_shot(rows, found, parts: dict[str, Arrays], answers: Answers, keeps, names=None) -> None:
+    def stop(self) -> None:
+        """Nothing new from now on."""
+        self._until = 0.0
+
+    def check(self) -> None:
+        """Raises OutOfTime after the minutes."""
+        if time.monotonic() > self._until:
+            raise OutOfTime
+
+
+def zero_shot(rows, found, data_set, parts: dict[str, Pictures], answers, keeps, names, batch):
     """Adds the accuracy of every setting on each of the splits to `rows`."""
     model, look = found.model, found.preprocess
-    for split, pictures in parts.items():
-        dense = answers.of(f"{split} dense", lambda p=pictures: correct(model, p, look))
-        rows[f"{split} dense"] = _row(dense, 1.0)
-        for keep in keeps:
-            for name, config in settings(keep).items():
-                if names is not None and name not in names:
-                    continue
+    todo: dict[str, PruneConfig | None] = {"dense": None}
+    for keep in keeps:
+        made = settings(keep, data_set.layers)
+        todo |= {f"{keep:g} {n}": c for n, c in made.items() if names is None or n in names}
+    for name, config in todo.items():
+        for split, pictures in parts.items():
 
-                def run(p=pictures, c=config):
-                    with pruned(model, c):
-                        return correct(model, p, look)
+            def run(p=pictures, c=config):
+                with pruned(model, c):
+                    return correct(model, p, look, batch=batch)
 
-                key = f"{split} {keep:g} {name}"
-                share = flops(model, config.schedule).total / flops(model).total
-                rows[key] = _row(answers.of(key, run), share)
+            key = f"{split} {name}"
+            with contextlib.suppress(OutOfTime):
+                rows[key] = _row(answers.of(key, run), share_of(model, config))
+
+
+def share_of(model, config: PruneConfig | None) -> float:
+    if config is None:
+        return 1.0
+    return flops(model, config.schedule).total / flops(model).total
 
 
 def _row(right: np.ndarray, share: float) -> dict[str, float]:
@@ -148,88 +185,99 @@ def difference(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float]:
     return 100 * float(gaps.mean()), 100 * float(np.hypot(over_pictures, over_seeds))
 
 
-def fine_tuned(
-    rows, model_path: Path, parts: dict[str, Arrays], answers: Answers, seeds, keeps, steps: int
-) -> None:
-    """Adds the accuracy after `steps` of training of each contender, by keep, name and seed."""
-    for keep in keeps:
-        for seed in seeds:
-            for name in CONTENDERS:
-                config = settings(keep)[name]
-
-                def run(c=config, s=seed):
-                    student, teacher = load_checkpoint(model_path), load_checkpoint(model_path)
-                    apply_patch(student.model, c)
-                    epochs = steps * FINE.batch / len(parts["train"])
-                    recipe = replace(FINE, epochs=epochs, seed=s)
-                    train(student.model, parts["train"], student.preprocess, recipe,
-                          teacher=teacher.model)  # fmt: skip
-                    return correct(student.model, parts["test"], student.preprocess)
-
-                key = f"fine-tuned {keep:g} {name} seed {seed}"
-                rows[key] = {"top1": 100 * float(answers.of(key, run).mean())}
-
-
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--data", type=Path)
-    options.add_argument("--model", type=Path, default=OUT / "dense")
-    options.add_argument("--work", type=Path)
-    options.add_argument("--part", choices=["zero-shot", "fine-tuned"])
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--keeps", default="0.65,0.8")
-    options.add_argument("--contenders", action="store_true", help="Only those of fine-tuning.")
-    options.add_argument("--minutes", type=float, default=1e9, help="Begin nothing after these.")
-    chosen = options.parse_args()
-    torch.set_num_threads(1)
-    found = load_checkpoint(chosen.model)
-    keeps = [float(k) for k in chosen.keeps.split(",")]
-    names = CONTENDERS if chosen.contenders else None
-    steps, seeds = STEPS, range(chosen.seeds)
-    if chosen.quick:
-        pictures = open_data(chosen.model.parent / "test_500.npz")
-        assert isinstance(pictures, Arrays)
-        parts, names = {"test": pictures}, CONTENDERS
-        answers, chosen.part = Answers(None), "zero-shot"
-    elif chosen.data is None:
-        options.error("--data FOLDER is needed without --quick")
-    else:
-        everything = splits(chosen.data)
-        answers = Answers(chosen.work, chosen.minutes)
-        parts = {"test": everything["test"]}
-    rows: dict[str, Any] = {}
-    with contextlib.suppress(OutOfTime):
-        if chosen.part in (None, "zero-shot"):
-            zero_shot(rows, found, parts, answers, keeps, names)
-            if names is None:
-                by = [f"{s}, current, zero" for s in SCORES] + ["l1, none, zero", MERGED]
-                validation = {"validation": everything["validation"]}
-                zero_shot(rows, found, validation, answers, keeps, by)
-        if chosen.part in (None, "fine-tuned"):
-            fine_tuned(rows, chosen.model, everything, answers, seeds, keeps, steps)
-    rows |= compared(rows, answers, seeds)
-    goals = [
-        goal(f"{key}: points over merging, in standard errors", row["standard_errors"], 2.0)
-        for key, row in rows.items()
-        if "standard_errors" in row and f": {OURS} - " in key  # the default
+def fine_tuned(data_set: DataSet, chosen, parts: dict[str, Pictures], answers: Answers) -> None:
+    """Trains each contender for equal steps, by seed, keep and name, and asks all splits."""
+    runs = [
+        (seed, keep, name)
+        for names in (CONTENDERS[:FIRST], CONTENDERS[FIRST:])
+        for seed in range(chosen.seeds)
+        for keep in chosen.keeps
+        for name in names
+        if name != DENSE or keep == chosen.keeps[0]
     ]
-    report("mamba_accuracy", chosen, seeds=list(seeds), goals=goals, rows=rows, layers=LAYERS,
-           steps=steps)  # fmt: skip
+    which, of = (int(n) for n in chosen.share.split("/"))
+    for seed, keep, name in runs[which - 1 :: of]:
+        told = {split: _key(split, keep, name, seed) for split in parts if split != "train"}
+        if all(answers.has(key) for key in told.values()):
+            continue
+        answers.check()
+        _fine_tune(data_set, chosen, parts, answers, told, (seed, keep, name))
 
 
-def compared(rows: dict[str, Any], answers: Answers, seeds) -> dict[str, Any]:
-    """Ours, by score or merged, against ordered merging at equal multiply-adds."""
+def _key(split: str, keep: float, name: str, seed: int) -> str:
+    at = name if name == DENSE else f"{keep:g} {name}"
+    return f"fine-tuned {split} {at} seed {seed}"
+
+
+def _fine_tune(data_set, chosen, parts, answers, told, run) -> None:
+    seed, keep, name = run
+    student, teacher = (load_checkpoint(chosen.model) for _ in range(2))
+    model = student.model.to(chosen.device)
+    if name != DENSE:
+        apply_patch(model, settings(keep, data_set.layers)[name])
+    epochs = chosen.steps * data_set.fine.batch / len(parts["train"])
+    recipe = replace(data_set.fine, epochs=epochs, seed=seed)
+    train(model, parts["train"], student.preprocess, recipe,
+          teacher=teacher.model.to(chosen.device))  # fmt: skip
+    if chosen.weights is not None:
+        chosen.weights.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        at = "1" if name == DENSE else f"{keep:g}"
+        save_file(state, chosen.weights / f"{at} {name} seed {seed}.safetensors")
+    for split, key in told.items():
+        found = correct(model, parts[split], student.preprocess, batch=chosen.batch)
+        answers.keep(key, found.numpy())
+
+
+def gathered(data_set: DataSet, model, chosen, answers: Answers) -> dict[str, Any]:
+    """Every contender after training: mean over seeds, and the scatter of that mean."""
+    rows: dict[str, Any] = {}
+    for split in ("validation", "test"):
+        for keep in chosen.keeps:
+            for name in CONTENDERS:
+                if name == DENSE and keep != chosen.keeps[0]:
+                    continue
+                keys = [_key(split, keep, name, seed) for seed in range(chosen.seeds)]
+                right = [answers.of(key, None).mean() for key in keys if answers.has(key)]
+                if right:
+                    config = None if name == DENSE else settings(keep, data_set.layers)[name]
+                    rows[keys[0].removesuffix(" seed 0")] = {
+                        "top1": 100 * float(np.mean(right)),
+                        "seeds": [100 * float(r) for r in right],
+                        "macs_share": share_of(model, config),
+                    }
+    return rows
+
+
+def best(rows: dict[str, Any], start: str, keep: float) -> str | None:
+    """Who is best on the rows that begin so, rivals left out."""
+    begins = f"{start} {keep:g} "
+    found = {
+        key.removeprefix(begins): row["top1"] for key, row in rows.items() if key.startswith(begins)
+    }
+    ours = {k: v for k, v in found.items() if k not in RIVALS}
+    return max(ours, key=lambda k: ours[k]) if ours else None
+
+
+def compared(rows: dict[str, Any], answers: Answers, chosen) -> dict[str, Any]:
+    """Ours, as validation chooses and by default, against ordered merging at equal cost."""
     made: dict[str, Any] = {}
-
-    for keep in KEEPS if answers.folder is not None else ():
-        for ours in (OURS, MERGED):
-            for part, ends in (("test", [""]), ("fine-tuned", [f" seed {s}" for s in seeds])):
-                keys = [[f"{part} {keep:g} {n}{e}" for e in ends] for n in (ours, "r_meeto")]
-                both = [e for e in zip(*keys, strict=True) if set(e) <= set(rows)]
-                if both:  # only seeds that both have
-                    found = [[np.load(answers.folder / f"{k}.npy") for k in e] for e in both]
-                    a, b = [x for x, _ in found], [y for _, y in found]
-                    made[f"{part} {keep:g}: {ours} - r_meeto"] = _gap(a, b)
+    default = PruneConfig()
+    named = f"{default.score}, {default.align}, {default.conv_align}"
+    for keep in chosen.keeps:
+        for start, ends in (
+            ("{}", [""]),
+            ("fine-tuned {}", [f" seed {s}" for s in range(chosen.seeds)]),
+        ):
+            picked = best(rows, start.format("validation"), keep)
+            for role, ours in (("default", named), ("chosen", picked)):
+                test = start.format("test")
+                keys = [[f"{test} {keep:g} {n}{e}" for e in ends] for n in (ours, "r_meeto")]
+                both = [e for e in zip(*keys, strict=True) if all(map(answers.has, e))]
+                if ours is not None and both:  # only seeds that both have
+                    found = [[answers.of(k, None) for k in e] for e in both]
+                    gap = _gap([x for x, _ in found], [y for _, y in found])
+                    made[f"{test} {keep:g}: {role} ({ours}) - r_meeto"] = gap
     return made
 
 
@@ -237,6 +285,65 @@ def _gap(a: list[np.ndarray], b: list[np.ndarray]) -> dict[str, float]:
     points, error = difference(a, b)
     print(json.dumps({"points": points, "standard_error": error}))
     return {"points": points, "standard_error": error, "standard_errors": points / error}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--dataset", choices=list(DATA_SETS), default="fashion")
+    options.add_argument("--data", type=Path)
+    options.add_argument("--model", type=Path)
+    options.add_argument("--work", type=Path)
+    options.add_argument("--weights", type=Path, help="Keep what was fine-tuned here.")
+    options.add_argument("--part", choices=["zero-shot", "fine-tuned", "none"])
+    options.add_argument("--validation", action="store_true", help="Ask the validation split too.")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--batch", type=int, default=50, help="Of pictures that are asked.")
+    options.add_argument("--steps", type=int, default=STEPS)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--keeps", default="0.65,0.8")
+    options.add_argument("--share", default="1/1")
+    options.add_argument("--contenders", action="store_true", help="Only those of fine-tuning.")
+    options.add_argument("--minutes", type=float, default=1e9, help="Begin nothing after these.")
+    chosen = options.parse_args()
+    data_set = DATA_SETS[chosen.dataset]
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    chosen.model = chosen.model or data_set.folder / "dense"
+    chosen.keeps = [float(k) for k in chosen.keeps.split(",")]
+    found = load_checkpoint(chosen.model)
+    found.model.to(chosen.device)
+    answers = Answers(None if chosen.quick else chosen.work, chosen.minutes)
+    names = CONTENDERS if chosen.contenders else None
+    if chosen.quick:
+        pictures = open_data(chosen.model.parent / "test_500.npz")
+        assert isinstance(pictures, Arrays)
+        parts, names = on(chosen.device, {"test": pictures}), QUICK
+        chosen.part = "zero-shot"
+    elif chosen.data is None or chosen.work is None:
+        options.error("--data FOLDER and --work FOLDER are needed without --quick")
+    else:
+        parts = on(chosen.device, data_set.splits(chosen.data))
+        if not chosen.validation:
+            del parts["validation"]
+    rows: dict[str, Any] = {}
+    if chosen.part in (None, "fine-tuned"):
+        with contextlib.suppress(OutOfTime):
+            fine_tuned(data_set, chosen, parts, answers)
+    asked = {split: parts[split] for split in ("validation", "test") if split in parts}
+    if chosen.part in ("fine-tuned", "none"):
+        answers.stop()  # what is known stands in the results all the same
+    zero_shot(rows, found, data_set, asked, answers, chosen.keeps, names, chosen.batch)
+    rows |= gathered(data_set, found.model, chosen, answers)
+    rows |= compared(rows, answers, chosen)
+    goals = [
+        goal(f"{key}, in standard errors", row["standard_errors"], 2.0)
+        for key, row in rows.items()
+        if "standard_errors" in row
+    ]
+    name = "mamba_accuracy" if chosen.dataset == "fashion" else f"mamba_accuracy_{chosen.dataset}"
+    name += "_fine_tuned" if chosen.part == "fine-tuned" else ""
+    report(name, chosen, seeds=list(range(chosen.seeds)), goals=goals, rows=rows,
+           layers=data_set.layers, steps=chosen.steps)  # fmt: skip
 
 
 if __name__ == "__main__":

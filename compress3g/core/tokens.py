@@ -31,8 +31,7 @@ def keep_tokens(
     least = 0 if always is None else len(always.unique())
     if not max(least, 1) <= count <= n:
         raise BudgetError(f"cannot keep {count} of {n} tokens, {least} of them always")
-    # A graph that is being exported cannot ask for a value.
-    if not torch.compiler.is_compiling() and bool(score.isnan().any()):
+    if _may_look(score) and bool(score.isnan().any()):
         raise ScoreError(f"token scores of shape {tuple(score.shape)} hold NaN")
     rank = score.detach().double()
     if valid is not None:
@@ -41,6 +40,13 @@ def keep_tokens(
         rank = rank.index_fill(-1, always, torch.inf)
     order = rank.argsort(dim=-1, descending=True, stable=True)
     return order[..., :count].sort(-1).values
+
+
+def _may_look(score: Tensor) -> bool:
+    """Whether a value may be asked for: not while a graph is exported or captured."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (score.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def gather_tokens(x: Shaped[Tensor, "b n d"], index: Int[Tensor, "b k"]) -> Shaped[Tensor, "b k d"]:

@@ -68,14 +68,18 @@ def benchmark(
 ) -> list[Speed]:
     """Speeds of the model under each pruning (None: dense), each in turn with the dense model.
 
-    images: a batch; unset, random pixels. Times are of all processors together, so that other
-    programs on the machine do not count; dense and pruned runs alternate.
+    images: a batch; unset, random pixels. On a CPU times are of all processors together, so that
+    other programs on the machine do not count, on a GPU its events'; dense and pruned runs
+    alternate.
     """
     model.eval()
+    device = next(model.parameters()).device
+    how: dict[str, Any] = {"seconds": seconds, "device": str(device)}
+    how["clock"] = "cpu" if device.type == "cpu" else "wall"
     config: Any = model.config
     if images is None:
         g = torch.Generator().manual_seed(seed)
-        images = torch.randn(batch, config.channels, *config.image, generator=g)
+        images = torch.randn(batch, config.channels, *config.image, generator=g).to(device)
 
     def run(setting: PruneConfig | None) -> Any:
         with torch.inference_mode(), pruned(model, setting):
@@ -86,10 +90,10 @@ def benchmark(
         cost = flops(model, None if setting is None else setting.schedule)
         if setting is None:
             ratio = None
-            latency = measure_latency(lambda: run(None), seconds=seconds, clock="cpu")
+            latency = measure_latency(lambda: run(None), **how)
         else:
             fewer = partial(run, setting)
-            ratio = compare(fewer, lambda: run(None), seconds=seconds, clock="cpu")
+            ratio = compare(fewer, lambda: run(None), **how)
             latency = ratio.a
         rows.append(
             Speed(
@@ -103,7 +107,7 @@ def benchmark(
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], device: str = "cpu") -> str:
     """The rows of `to_json`, each with its backend and keep, for a terminal."""
     lines = [
         f"{'backend':10}{'keep':>6}{'images/s':>10}{'p50 ms':>9}{'p90 ms':>9}"
@@ -117,5 +121,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{r['ms_p90']:>9.1f}{r['speed_up']:>9.2f}x{spread:>14}{r['ideal']:>6.2f}x"
             f"{r['speed_up'] / r['ideal']:>10.0%}"
         )
-    lines.append("Processor time of all threads; ideal: the ratio of multiply-adds.")
+    clock = "Processor time of all threads" if device == "cpu" else "Time of the GPU"
+    lines.append(f"{clock}; ideal: the ratio of multiply-adds.")
     return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ from .cli_options import (
     BATCH,
     CKPT,
     DATA,
+    DEVICE,
     JSON,
     LIMIT,
     PATH,
@@ -95,6 +96,7 @@ def evaluate(
     limit: int | None,
     threads: int | None,
     backend: str,
+    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -106,7 +108,7 @@ def evaluate(
 
     use_threads(threads)
     chosen = resolve(PruneOptions, options, config_file)
-    found = open_checkpoint(ckpt)
+    found = open_checkpoint(ckpt, device)
     pruning = chosen_pruning(found, chosen)
     pictures = open_pictures(data, limit)
     with registry.use(**registry.use_everywhere(backend)), pruned(found.model, pruning):
@@ -152,6 +154,7 @@ def sweep(
     limit: int | None,
     threads: int | None,
     backend: str,
+    device: str,
 ) -> None:
     """Accuracy over keeps, scores and alignments, without training."""
     from ..kernels import registry
@@ -160,7 +163,7 @@ def sweep(
     use_threads(threads)
     if out is not None and out.suffix not in (".json", ".md", ".png"):
         raise ConfigError(f"--out {out}: give a name that ends in .json, .md or .png")
-    found = open_checkpoint(ckpt)
+    found = open_checkpoint(ckpt, device)
     settings = grid(
         found.model,
         keeps=numbers(keeps, float, "--keeps"),
@@ -208,6 +211,7 @@ def finetune(
     limit: int | None,
     threads: int | None,
     backend: str,
+    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -225,13 +229,13 @@ def finetune(
     typed = {"epochs": epochs, "lr": lr, "distill": distill, "seed": seed}
     values = {} if recipe is None else read_toml(TrainConfig, recipe)
     config = TrainConfig(**(values | {k: v for k, v in typed.items() if v is not None}))
-    found = open_checkpoint(ckpt)
+    found = open_checkpoint(ckpt, device)
     pruning = chosen_pruning(found, chosen)
     if pruning is None:
         raise ConfigError("say what to prune: give --keep or --flops, or a pruned --ckpt")
     master = None
     if config.distill:
-        master = open_checkpoint(teacher or ckpt).model
+        master = open_checkpoint(teacher or ckpt, device).model
         remove_patch(master)
     apply_patch(found.model, pruning)
     with registry.use(**registry.use_everywhere(backend)):
@@ -259,6 +263,7 @@ def finetune(
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="For each setting.")
 @THREADS
+@DEVICE
 @JSON
 def bench(
     model: str,
@@ -270,16 +275,19 @@ def bench(
     batch: int,
     seconds: float,
     threads: int | None,
+    device: str,
     as_json: bool,
 ) -> None:
     """Throughput and latency, dense against pruned, with the ideal beside it."""
+    from ..engine.run import device as find_device
     from ..kernels import registry
     from .bench import benchmark, table
     from .models import create_model
     from .sweep import grid
 
     use_threads(threads)
-    made = create_model(model) if ckpt is None else open_checkpoint(ckpt).model
+    where = find_device(device)
+    made = (create_model(model) if ckpt is None else open_checkpoint(ckpt).model).to(where)
     settings = grid(
         made,
         keeps=numbers(keeps, float, "--keeps"),
@@ -299,4 +307,4 @@ def bench(
     if as_json:
         click.echo(json.dumps(rows))
         return
-    click.echo(table(rows), nl=False)
+    click.echo(table(rows, where.type), nl=False)

@@ -22,6 +22,7 @@ CKPT = click.option(
 DATA = click.option(
     "--data", type=PATH, required=True, help="Folder of classes, .npz (X, Y) or idx file."
 )
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N")
 _BACKEND = click.option("--backend", default="auto", show_default=True, help="Of the kernels.")
 THREADS = click.option(
     "--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all)."
@@ -38,11 +39,15 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """What `load_checkpoint` makes of it."""
+def open_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
+    """What `load_checkpoint` makes of it, on a device. Raises ConfigError for one that is not."""
+    from ..engine import run
     from .checkpoint import load_checkpoint
 
-    return load_checkpoint(path)
+    place = run.device(device)
+    found = load_checkpoint(path)
+    found.model.to(place)
+    return found
 
 
 def open_pictures(path: Path, limit: int | None) -> Pictures:
@@ -59,6 +64,6 @@ def chosen_pruning(checkpoint: Checkpoint, options: PruneOptions) -> PruneConfig
 
 
 def backend_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command --backend and --threads."""
-    made: Callable[..., Any] = _BACKEND(THREADS(command))
+    """Gives a command --device, --backend and --threads."""
+    made: Callable[..., Any] = DEVICE(_BACKEND(THREADS(command)))
     return made

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,31 @@ class Arrays:
             pixels = chosen[:, None] if grey else chosen.transpose(0, 3, 1, 2)
             return preprocess.normalised(torch.from_numpy(np.ascontiguousarray(pixels)) / 255)
         return torch.stack([preprocess(Image.fromarray(one)) for one in chosen])
+
+
+class Resident:
+    """Pictures in the memory of a device: what `tensors` gives lies there too."""
+
+    def __init__(self, pictures: Arrays, device: torch.device | str) -> None:
+        images = pictures.images
+        planes = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        self._planes = torch.from_numpy(np.ascontiguousarray(planes)).to(device)
+        self.labels = pictures.labels
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+    def tensors(self, index: Sequence[int], preprocess: Preprocess) -> Float[Tensor, "b c h w"]:
+        """What the model takes. Raises ConfigError where pictures would have to be resized."""
+        shape = (preprocess.channels, *preprocess.size)
+        if tuple(self._planes.shape[1:]) != shape:
+            raise ConfigError(
+                f"pictures on a device must have the model's shape {shape}, got "
+                f"{tuple(self._planes.shape[1:])}"
+            )
+        rows = torch.as_tensor(np.asarray(index, dtype=np.int64)).to(self._planes.device)
+        return preprocess.normalised(self._planes[rows].float() / 255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +150,7 @@ def _npz(path: Path) -> Arrays:
     return _arrays(images, labels, path)
 
 
-def _arrays(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], path: Path) -> Arrays:
+def _arrays(images: npt.NDArray[Any], labels: npt.NDArray[Any], path: Path) -> Arrays:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
         raise FormatError(
             f"{path}: pictures are uint8 (n, h, w[, c]) with n labels, got {images.dtype} "

@@ -149,7 +149,6 @@ class _Run:
         self, pruning: TokenPruning, parts: Parts, cls: Int[Tensor, "b"] | None, grid: Grid
     ) -> None:
         self._pruning, self._config = pruning, pruning.config
-        self._generator = torch.Generator().manual_seed(self._config.seed)
         self._kept: list[Tensor] = []
         self._grids: list[Grid] = []
         self._scores: list[Tensor] = []
@@ -211,7 +210,8 @@ class _Run:
         if mixed is None:
             score = stream.parts[0].new_zeros(stream.parts[0].shape[:2])
         else:
-            score = score_tokens(config.score, mixed, stream.cls, self._generator)
+            draw = (config.seed, point)
+            score = score_tokens(config.score, mixed, stream.cls, draw)
         if self._pruning.family.windowed:
             outside = windows.beyond(self._positions, self._length, self.grid)
             score = score.masked_fill(outside, torch.finfo(score.dtype).min)

@@ -53,7 +53,9 @@ class Preprocess:
 
     def normalised(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Values in [0, 1] scaled as in training."""
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, device=pixels.device)[:, None, None] for v in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def __call__(self, picture: Image.Image) -> Float[Tensor, "c h w"]:

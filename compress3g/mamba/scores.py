@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -104,11 +105,19 @@ _SCORES: dict[str, Callable[[Mixed, Any], Tensor]] = {
 }
 
 
+@functools.lru_cache(maxsize=32)
+def _noise(draw: tuple[int, int], shape: tuple[int, int], device: torch.device) -> Tensor:
+    """From the CPU, so that all devices keep the same tokens; a captured graph finds it made."""
+    seed, point = draw
+    generator = torch.Generator().manual_seed(seed + (point << 32))
+    return torch.rand(shape, generator=generator).to(device)
+
+
 def score_tokens(
     kind: Score,
     mixed: Mixed,
     cls: Int[Tensor, "b"] | None,
-    generator: torch.Generator | None = None,
+    draw: tuple[int, int] = (0, 0),
 ) -> Float[Tensor, "b l"]:
     """Scores of all tokens in float32, detached; higher stays.
 
@@ -118,9 +127,10 @@ def score_tokens(
     `hidden_attention` the class token's row of the implicit attention; `random` ignores the image.
     `mirrored` is what the published code of 2409.18962 computes: the gated backward output before
     it is put back in order, so that each token gets the score of its mirror image.
+    draw: seed and number of the prune point, which decide what is `random`.
     """
     with torch.no_grad():
         if kind == "random":
-            shape = mixed.y.shape[:2]
-            return torch.rand(shape, generator=generator).to(mixed.y.device)
+            noise = _noise.__wrapped__ if torch.compiler.is_compiling() else _noise
+            return noise(draw, tuple(mixed.y.shape[:2]), mixed.y.device)
         return _SCORES[kind](mixed, cls)

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..errors import ConfigError
 from .data import Pictures, batches
 from .patch import pruning_of
 from .pictures import Preprocess
+from .step import Stepper
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 0.9),
     "distill": (0, 1),
     "ema": (0, 0.99999),
+    "erase": (0, 1 << 12),
+    "minutes": (0, 1 << 20),
     "seed": (0, 2**63 - 1),
 }
 
@@ -51,8 +55,10 @@ class TrainConfig:
     label_smoothing: float = option(0.0, "Share of the target spread over all classes.")
     flip: bool = option(True, "Mirror every other picture.")
     shift: int = option(0, "Move pictures by up to this many pixels.")
+    erase: int = option(0, "Side of a square that is blanked somewhere in every picture.")
     distill: float = option(0.0, "Weight of the teacher's logits in the loss.")
     ema: float = option(0.0, "Decay per step of the average of the weights; 0: the last weights.")
+    minutes: float = option(0.0, "Train for so long, whatever --epochs says; 0: by --epochs.")
     seed: int = option(0, "Of everything random.")
 
     def __post_init__(self) -> None:
@@ -65,11 +71,10 @@ class TrainConfig:
                 self.lr,
             )
 
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step number `step` of `steps`."""
+    def rate(self, step: int, along: float) -> float:
+        """Learning rate of step number `step`, `along` of the way from the warm-up to the end."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        along = (step - self.warmup) / max(1, steps - self.warmup)
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * along)) / 2
 
 
@@ -104,32 +109,45 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def varied(
     images: Float[Tensor, "b c h w"], config: TrainConfig, generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
-    """Mirrored and moved at random; what moves in from outside repeats the border."""
+    """Mirrored, moved and blanked at random; what moves in from outside repeats the border."""
+    count, device = len(images), images.device
+    high, wide = images.shape[2:]
+
+    def places(end: int) -> Int[Tensor, "b 2"]:
+        return torch.randint(end, (count, 2), generator=generator).to(device)
+
     if config.flip:
-        mirror = torch.rand(len(images), generator=generator) < 0.5
-        images = torch.where(mirror[:, None, None, None], images.flip(3), images)
+        mirror = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(mirror.to(device)[:, None, None, None], images.flip(3), images)
     if config.shift:
-        high, wide = images.shape[2:]
         padded = F.pad(images, [config.shift] * 4, mode="replicate")
-        places = torch.randint(2 * config.shift + 1, (len(images), 2), generator=generator)
-        parts = [
-            one[:, y : y + high, x : x + wide]
-            for one, (y, x) in zip(padded, places.tolist(), strict=True)
-        ]
-        images = torch.stack(parts)
+        y, x = places(2 * config.shift + 1).unbind(1)
+        rows = y[:, None] + torch.arange(high, device=device)
+        columns = x[:, None] + torch.arange(wide, device=device)
+        picture = torch.arange(count, device=device)[:, None, None]
+        moved = padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None]]
+        images = moved.permute(0, 3, 1, 2)
+    if config.erase:
+        y, x = (places(max(high, wide)) - config.erase // 2).unbind(1)
+        rows = torch.arange(high, device=device) - y[:, None]
+        columns = torch.arange(wide, device=device) - x[:, None]
+        hit = [(at >= 0) & (at < config.erase) for at in (rows, columns)]
+        gone = hit[0][:, :, None] & hit[1][:, None]
+        images = images.masked_fill(gone[:, None], 0)  # the mean colour, after normalisation
     return images
 
 
-def _loss(
-    logits: Tensor, labels: Int[Tensor, "b"], taught: Tensor | None, config: TrainConfig
-) -> Tensor:
-    """(1 - w) cross-entropy + w KL(teacher || student) at temperature 1."""
-    plain = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    if taught is None:
-        return plain
-    student, teacher = logits.log_softmax(-1), taught.log_softmax(-1)
-    kl = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return (1 - config.distill) * plain + config.distill * kl
+def _endless(
+    pictures: Pictures, preprocess: Preprocess, config: TrainConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches of one size; a pass over the pictures may end inside one."""
+    numbers = np.random.default_rng(config.seed)
+    size, left = min(config.batch, len(pictures)), np.empty(0, np.int64)
+    while True:
+        if len(left) < size:
+            left = np.concatenate([left, numbers.permutation(len(pictures))])
+        part, left = left[:size], left[size:]
+        yield from batches(pictures, preprocess, size, part.tolist())
 
 
 def train(
@@ -139,70 +157,70 @@ def train(
     config: TrainConfig,
     *,
     teacher: nn.Module | None = None,
+    watch: Callable[[int], None] | None = None,
+    every: float = 20.0,
 ) -> Trained:
     """Trains `model` in place, pruned as it is patched: in training the same tokens go as later.
 
+    It stays on the device it is on; on a GPU a step is one captured graph where that works.
     teacher: a dense model whose logits count as much as `config.distill` says. With `config.ema`
-    the model ends with the average of its weights. Raises ConfigError for `distill` without one.
+    the model ends with the average of its weights. watch: called with the number of steps done
+    about `every` so many seconds. Raises ConfigError for `distill` without a teacher, and for no
+    pictures.
     """
     if config.distill and teacher is None:
         raise ConfigError("--distill needs a teacher: give --teacher")
     torch.manual_seed(config.seed)
-    numbers, generator = np.random.default_rng(config.seed), torch.Generator()
-    generator.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    device = next(model.parameters()).device
     steps = max(1, round(config.epochs * len(pictures) / config.batch))
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), betas=(0.9, 0.95))
+    groups = _groups(model, config.weight_decay)
+    stepper = Stepper(
+        model, groups, teacher, distill=config.distill, smoothing=config.label_smoothing
+    )
     average = copy.deepcopy(model).eval() if config.ema else None
-    began, losses, step = time.process_time(), [], 0
+    endless = _endless(pictures, preprocess, config)
+    clock, began, losses, step = time.monotonic(), time.process_time(), [], 0
+    told = clock
     model.train()
     with Progress("train") as line:
-        while step < steps:
-            order = numbers.permutation(len(pictures)).tolist()
-            for images, labels in batches(pictures, preprocess, config.batch, order):
-                if step == steps:
-                    break
-                images = varied(images, config, generator)
-                loss = _step(model, images, labels, teacher, config, optimizer, step, steps)
-                losses.append(loss)
-                if average is not None:
-                    _follow(average, model, min(config.ema, (1 + step) / (10 + step)))
-                step += 1
-                line.update({"loss": f"{np.mean(losses[-50:]):.3f}"}, step / steps)
+        while (done := _done(step, steps, clock, config)) < 1:
+            images, labels = next(endless)
+            images = varied(images.to(device), config, generator)
+            warm = config.warmup / steps if not config.minutes else 0.0
+            rate = config.rate(step, max(0.0, (done - warm) / max(1e-9, 1 - warm)))
+            loss = stepper(images, labels.to(device), rate)
+            if average is not None:
+                _follow(average, model, min(config.ema, (1 + step) / (10 + step)))
+            if device.type == "cpu" or step % _LOOK == 0:  # a GPU waits while it is asked
+                losses.append(float(loss))
+                line.update({"loss": f"{np.mean(losses[-50:]):.3f}"}, done)
+            step += 1
+            if watch is not None and time.monotonic() - told >= every:
+                told = time.monotonic()
+                model.eval()
+                watch(step)
+                model.train()
     if average is not None:
         model.load_state_dict(average.state_dict())
     model.eval()
     tail = losses[-max(1, len(losses) // 10) :]
-    return Trained(steps=steps, loss=float(np.mean(tail)), cpu_seconds=time.process_time() - began)
+    return Trained(steps=step, loss=float(np.mean(tail)), cpu_seconds=time.process_time() - began)
 
 
-def _step(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    teacher: nn.Module | None,
-    config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    steps: int,
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = config.rate(step, steps)
-    taught = None
-    if teacher is not None and config.distill:
-        with torch.no_grad():
-            taught = teacher(images)
-    loss = _loss(model(images), labels, taught, config)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return float(loss.detach())
+_LOOK = 16  # steps between two looks at the loss on a GPU
+
+
+def _done(step: int, steps: int, clock: float, config: TrainConfig) -> float:
+    """Share of the run that is over, by the clock if it has minutes."""
+    if config.minutes:
+        return (time.monotonic() - clock) / (60 * config.minutes) if step else 0.0
+    return step / steps
 
 
 @torch.no_grad()
 def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
 @torch.no_grad()
@@ -211,11 +229,12 @@ def correct(
 ) -> Bool[Tensor, "n"]:
     """Of which pictures the best class is their label."""
     found: list[Tensor] = []
+    device = next(model.parameters()).device
     with Progress("eval") as line:
         for images, labels in batches(pictures, preprocess, batch):
-            found.append(model(images).argmax(1) == labels)
+            found.append(model(images.to(device)).argmax(1) == labels.to(device))
             line.update({}, len(found) * batch / len(pictures))
-    return torch.cat(found)
+    return torch.cat(found).cpu()
 
 
 def accuracy(

@@ -59,6 +59,16 @@ def test_info_says_sizes_schedule_and_cost(place, capsys):
     assert run(capsys, "info", place / "half")[0] == 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_a_device_that_is_not_there_is_refused(place, capsys, device):
+    words = ("eval", "--ckpt", place / "half", "--data", place / "data.npz", "--device", device)
+    code, _, said = run(capsys, *words)
+    assert code == 2
+    assert len(said.strip().splitlines()) == 1
+    assert ("sees no CUDA device" if device == "cuda" else "no device 'gpu'") in said
+
+
 @pytest.mark.parametrize("data", ["data.npz", "t-images-idx3-ubyte.gz", "classes"])
 def test_all_forms_of_data_give_the_same_accuracy(place, capsys, data):
     figures = json.loads(

@@ -43,12 +43,15 @@ def reached(pictures):
     return figures
 
 
+FLOORS = {"dense": 84.5, "keep_0.8": 81.5, "keep_0.65": 79.0}  # % of the test split
+
+
 def test_weights_are_small_and_carry_their_story():
-    for folder in ("dense", "keep_0.8", "keep_0.65"):
+    for folder, floor in FLOORS.items():
         found = load_checkpoint(FOLDER / folder)
         assert (FOLDER / folder / "model.safetensors").stat().st_size < 5e6
         assert found.about["classes"][9] == "ankle boot"
-        assert found.about["test"] > 79
+        assert found.about["test"] > floor
         assert (found.pruning is None) == (folder == "dense")
 
 
@@ -67,11 +70,13 @@ def test_the_published_code_is_no_better_than_what_the_paper_describes(reached):
 
 
 @pytest.mark.parametrize("keep", [0.8, 0.65])
-def test_fine_tuned_models_beat_pruning_without_training(pictures, keep):
+def test_fine_tuned_models_are_as_good_as_they_say_and_beat_pruning_alone(pictures, keep):
     tuned, dense = load_checkpoint(FOLDER / f"keep_{keep}"), load_checkpoint(FOLDER / "dense")
     with pruned(dense.model, tuned.pruning):
         before = accuracy(dense.model, pictures, dense.preprocess)
-    assert accuracy(tuned.model, pictures, tuned.preprocess) > before
+    reached = accuracy(tuned.model, pictures, tuned.preprocess)
+    assert reached > before + 5
+    assert reached == pytest.approx(tuned.about["test"], abs=5)
 
 
 def test_show_explains_the_shipped_picture(tmp_path, capsys):

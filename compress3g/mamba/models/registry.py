@@ -21,6 +21,7 @@ MODELS: dict[str, Config] = {
     "vim_fashion": VimConfig(
         image=(28, 28), patch=4, stride=4, channels=1, width=64, depth=8, classes=10
     ),
+    "vim_cifar10": VimConfig(image=(32, 32), patch=4, stride=4, width=96, depth=12, classes=10),
     "plain_mamba_l1": PlainMambaConfig(),
     "plain_mamba_l2": PlainMambaConfig(width=384, stem_convs=2, depthwise=()),
     "plain_mamba_l3": PlainMambaConfig(width=448, depth=36, stem_convs=2, depthwise=()),
