@@ -65,7 +65,7 @@ class Salience:
     def scores(self) -> dict[str, Tensor]:
         """One number a unit, higher stays."""
         return {
-            name: product / product.mean() + _root_kurtosis(*self._moments[name])
+            name: (product / product.mean() + _root_kurtosis(*self._moments[name])).cpu()
             for name, product in self._product.items()
         }
 

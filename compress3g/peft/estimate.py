@@ -63,6 +63,7 @@ class Estimator:
         self._open, self._watching = ExitStack(), ExitStack()
 
     def __enter__(self) -> Estimator:
+        self._follow()
         gates = gated(self._base, self.units, self._multipliers, called=self._model)
         self._open.enter_context(gates)
         self._open.push(self._watching)
@@ -71,6 +72,16 @@ class Estimator:
 
     def __exit__(self, *error: Any) -> None:
         self._open.close()
+
+    def _follow(self) -> None:
+        """All that is kept goes where the model is: a Trainer may have moved it since."""
+        device = next(self._base.parameters()).device
+        self.masks.to(device)
+        for held in (self._taylor, self._fisher):
+            held.update({name: t.to(device) for name, t in held.items()})
+        for state in self._optimizer.state.values():
+            state.update({k: t if k == "step" else t.to(device) for k, t in state.items()})
+        self.adapters.to(device)
 
     def _multipliers(self) -> Gates:
         gates = self.masks.sample()
@@ -102,7 +113,8 @@ class Estimator:
         found = {n: z.grad / scale for n, z in self._leaves.items() if z.grad is not None}
         found = self._shared(found)
         self.done += 1
-        if not all(bool(g.isfinite().all()) for g in found.values()):
+        finite = [g.isfinite().all() for g in found.values()]
+        if finite and not bool(torch.stack(finite).all()):  # a device is waited for once
             self.skipped += 1
             self._optimizer.zero_grad()
             self._watch()

@@ -105,6 +105,11 @@ class AdapterImportance:
             self.ranks[name] = self.ranks.get(name, 0.0) + each
             self.counts[name] = self.counts.get(name, 0) + 1
 
+    def to(self, device: torch.device) -> None:
+        """Moves the sums to where the model is."""
+        for table in (self.modules, self.ranks):
+            table.update({name: torch.as_tensor(t).to(device) for name, t in table.items()})
+
     def means(self) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "r"]]]:
         """Of modules and of ranks, on the CPU; layers that never took part score nothing."""
         modules, ranks = {}, {}
@@ -123,13 +128,9 @@ class AdapterImportance:
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        device = next(self._model.parameters()).device
         for kind, table in (("module/", self.modules), ("rank/", self.ranks)):
             table.update(
-                {
-                    n.removeprefix(kind): t.to(device)
-                    for n, t in tensors.items()
-                    if n[: len(kind)] == kind
-                }
+                {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
             )
+        self.to(next(self._model.parameters()).device)
         self._forwards, self.counts = dict(about["forwards"]), dict(about["counts"])
