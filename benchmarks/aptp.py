@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from _digits import Classifier, Scene, correct, draw, scenes
 from _report import goal, parser, report
-from diffusers import UNet2DConditionModel
+from _routing import over_a_large_step
 from scipy.stats import spearmanr
 from torch import Tensor
 from train_digits import MEAN, SCALE
 
 import compress3g.diffusion as cd
 from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, Router, train_router
-from compress3g.diffusion.aptp.codes import Space, skeleton_space
+from compress3g.diffusion.aptp.codes import skeleton_space
 from compress3g.diffusion.aptp.corpus import Corpus
 from compress3g.diffusion.aptp.finetune import finetune_experts
 from compress3g.diffusion.finetune import FinetuneConfig, finetune
@@ -88,12 +88,13 @@ class Seed:
         self.training = captions_of(many, 100 + seed, held_out=False, shares=even)
         count = 24 if options.quick else options.captions
         self.wanted = captions_of(count, seed, held_out=True, shares=even)
+        # A budget is a mean: to know it to a hundredth takes more captions than are drawn.
+        many = 120 if options.quick else 3000
+        self.many = captions_of(many, 7000 + seed, held_out=True, shares=even)
         self.hard = captions_of(count, 50 + seed, held_out=True, shares=(0.025, 0.025, 0.95))
         self.config = replace(ROUTER, target=options.target, seed=seed)
         self.updates = options.updates
-        # Learning EcoDiff's masks takes as long as a router: on the first seed alone.
-        known = options.singles.split(",")[: None if seed == 0 else 1]
-        self.singles = list(STATIC[:1]) if options.quick else known
+        self.singles = list(STATIC[:1]) if options.quick else options.singles.split(",")
         if options.quick:
             fast = replace(self.config, steps=4, batch=8)
             self.config, self.updates = fast, 4
@@ -198,6 +199,7 @@ def measure_router(s: Seed, name: str, **changes: Any) -> dict[str, Any]:
         row[f"share of {n}"] = float(routed.shares[mine].mean())
     varies = len(routed.shares.unique()) > 1
     row["spearman"] = float(spearmanr(difficulty, routed.shares)[0]) if varies else 0.0
+    row["share of many"] = float(owner.route(texts(s.many)).shares.mean())
     owner.rebalance(texts(s.hard))
     row["share of hard"] = float(owner.route(texts(s.hard)).shares.mean())
     return s.keep(name, row)
@@ -274,37 +276,8 @@ def measure_speed(s: Seed) -> dict[str, float]:
         "batch against single": worst,
     }
     if not s.quick:
-        row["routing over a step of 866 million parameters"] = routing_over_a_large_step()
+        row["routing over a step of 866 million parameters"] = over_a_large_step(ROUTER)
     return s.keep("speed", row)
-
-
-def routing_over_a_large_step() -> float:
-    """The same of a U-Net and a router as large as Stable Diffusion 2.1's, with random weights.
-
-    One row of 256 pixels, the least that a step can be; time does not depend on what weights say.
-    """
-    unet = UNet2DConditionModel(
-        sample_size=32, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20),
-        use_linear_projection=True,
-    ).eval()  # fmt: skip
-    noise = torch.Generator().manual_seed(0)
-    units, order = skeleton_space(unet, vars_of(ROUTER))
-    space, config = Space(tuple(units), order, 1.0), replace(ROUTER, experts=8)
-    router = Router(
-        config=config, space=space, encoder="pipeline", mean=torch.zeros(1024), scale=1.0,
-        weight=torch.randn(space.width, 1024, generator=noise), intercept=torch.zeros(space.width),
-        logits=torch.randn(8, space.width, generator=noise), keep=(), shares=torch.ones(8),
-        prices=torch.zeros(8), usage=torch.full((8,), 1 / 8),
-    )  # fmt: skip
-    x = torch.randn(1, 4, 32, 32, generator=noise)
-    text = torch.randn(1, 77, 1024, generator=noise)
-    embedding = torch.randn(1, 1024, generator=noise)
-    with torch.inference_mode():
-        step = compare(
-            lambda: unet(x, 500, encoder_hidden_states=text), lambda: router.route(embedding),
-            seconds=5.0, clock="cpu",
-        )  # fmt: skip
-    return step.median
 
 
 def mean(rows: list[dict[str, Any]], name: str, of: str = "all") -> float:
@@ -326,10 +299,23 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
 
 
-def goals_of(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
+def router_goals(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
     about = [r["about router"] for r in rows]
     off = max(abs(a["share"] / target - 1) for a in about)
+    many = max(abs(a["share of many"] / target - 1) for a in about)
     hard = max(abs(a["share of hard"] / target - 1) for a in about)
+    return [
+        goal("multiply-adds off the target, held out", 100 * off, 2, unit="%", at_least=False),
+        goal("the same, 3,000 captions", 100 * many, 2, unit="%", at_least=False),
+        goal("the same, 95 % four digits", 100 * hard, 2, unit="%", at_least=False),
+        goal("least entropy of use over ln N", min(a["entropy"] for a in about), 0.8),
+        goal("largest cosine of two codes", max(a["likeness"] for a in about), 0.95,
+             at_least=False),
+        goal("least Spearman of difficulty and cost", min(a["spearman"] for a in about), 0.5),
+    ]  # fmt: skip
+
+
+def goals_of(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
     singles = [f"{m}, finetuned" for m in STATIC if f"{m}, finetuned" in rows[0]]
 
     def above(single: str) -> float:
@@ -339,12 +325,7 @@ def goals_of(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
 
     speed = [r["speed"] for r in rows if "speed" in r]
     goals = [
-        goal("multiply-adds off the target, held out", 100 * off, 2, unit="%", at_least=False),
-        goal("the same, 95 % four digits", 100 * hard, 2, unit="%", at_least=False),
-        goal("least entropy of use over ln N", min(a["entropy"] for a in about), 0.8),
-        goal("largest cosine of two codes", max(a["likeness"] for a in about), 0.95,
-             at_least=False),
-        goal("least Spearman of difficulty and cost", min(a["spearman"] for a in about), 0.5),
+        *router_goals(rows, target),
         *(goal(f"points above {name}", above(name), 0, unit="points")
           for name in (*singles, "one code, finetuned")),
     ]  # fmt: skip
@@ -363,6 +344,16 @@ def goals_of(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
     return goals
 
 
+def report_routers(rows: list[dict[str, Any]], options: Any) -> None:
+    about = {f"seed {i}": r["about router"] for i, r in enumerate(rows)}
+    for name, row in about.items():
+        print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    report(
+        "aptp_routers", options, seeds=list(range(options.seeds)), rows=about,
+        goals=router_goals(rows, options.target), training=options.training, target=options.target,
+    )  # fmt: skip
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, default=3)
@@ -372,6 +363,7 @@ def main() -> None:
     made.add_argument("--updates", type=int, default=120, help="Of finetuning, 8 captions each.")
     made.add_argument("--singles", default=",".join(STATIC), help="Single networks to prune.")
     made.add_argument("--work", type=Path, default=Path("runs/aptp"), help="What is finished.")
+    made.add_argument("--routers", action="store_true", help="Their figures alone; draw nothing.")
     options = made.parse_args()
     torch.set_num_threads(1)
     if options.quick:
@@ -379,13 +371,16 @@ def main() -> None:
     seeds = [Seed(seed, options) for seed in range(options.seeds)]
     for s in seeds:
         measure_router(s, "about router")
+    if options.routers:
+        report_routers([s.rows for s in seeds], options)
+        return
+    for s in seeds:
         measure_quality(s)
-        measure_single(s, s.singles[0])
+        for method in s.singles:
+            measure_single(s, method)
     first = seeds[0]
     measure_router(first, "about no transport", transport=False)
     measure_speed(first)
-    for method in first.singles[1:]:
-        measure_single(first, method)
     rows = [s.rows for s in seeds]
     show(rows)
     report(

@@ -27,13 +27,15 @@ class Places:
     """Where a code's numbers belong, as indices, so that no step of routing goes group by group.
 
     order, back: the blocks as they stay, and from there to where they stand; members: of each
-    group that may not vanish, short ones padded with their first; block: that of each number's
-    group, itself where there is none, with inside telling which; weight: 1 / sqrt(group's size).
+    group that may not vanish, short ones padded with their first; belongs: whether a number is a
+    member, as numbers, for a product; block: that of each number's group, itself where there is
+    none, with inside telling which; weight: 1 / sqrt(group's size).
     """
 
     order: Int[Tensor, "J"]
     back: Int[Tensor, "J"]
     members: Int[Tensor, "G S"]
+    belongs: Float[Tensor, "U G"]
     block: Int[Tensor, "U"]
     inside: Bool[Tensor, "U"]
     weight: Float[Tensor, "U"]
@@ -43,9 +45,8 @@ class Places:
         """Those of a space."""
         starts = dict(zip((u.name for u in units), _starts(units), strict=True))
         longest = max(u.size for u in units)
-        members = [
-            starts[u.name] + torch.arange(longest) % u.size for u in units if u.bypass is None
-        ]
+        each = [starts[u.name] + torch.arange(longest) % u.size for u in units if u.bypass is None]
+        members = torch.stack(each) if each else torch.zeros(0, 1, dtype=torch.long)
         of_unit = [starts[u.inside if u.inside is not None else u.name] for u in units]
         sizes = torch.tensor([u.size for u in units])
         nested = torch.tensor([u.inside is not None for u in units])
@@ -53,7 +54,8 @@ class Places:
         return cls(
             order=stays,
             back=stays.argsort(),
-            members=torch.stack(members) if members else torch.zeros(0, 1, dtype=torch.long),
+            members=members,
+            belongs=torch.zeros(sum(u.size for u in units), len(members)).scatter_(0, members.T, 1),
             block=torch.tensor(of_unit).repeat_interleave(sizes),
             inside=nested.repeat_interleave(sizes),
             weight=sizes.float().rsqrt().repeat_interleave(sizes),
@@ -277,12 +279,14 @@ class SoftCode:
 
     def _never_empty(self, gates: Tensor) -> Tensor:
         """Where all gates of a group are below 1/2, the largest has 1/2 more: none may vanish."""
-        members = self.space.places.to(gates.device).members
+        places = self.space.places.to(gates.device)
+        # Nearly always none is: a product finds that sooner than the largest of each group.
+        if (gates.detach() >= _OPEN).to(gates.dtype).matmul(places.belongs).all():
+            return gates
+        members = places.members
         groups = gates.detach()[..., members]
         largest, best = groups.max(-1)
         empty = largest < _OPEN
-        if not empty.any():
-            return gates
         position = members.expand(groups.shape).gather(-1, best[..., None])[..., 0]
         return gates.scatter_add(-1, position, _OPEN * empty.to(gates.dtype))
 
@@ -324,8 +328,11 @@ class SoftCode:
 
     def _similar(self, gates: Tensor) -> Tensor:
         places = self.space.places.to(gates.device)
-        blocks = torch.where(places.inside, gates.index_select(-1, places.block), 1.0)
-        return F.normalize(gates * blocks * places.weight, dim=-1)
+        weighted = gates * places.weight
+        if self.space.order:
+            blocks = torch.where(places.inside, gates.index_select(-1, places.block), 1.0)
+            weighted = weighted * blocks
+        return F.normalize(weighted, dim=-1)
 
 
 def as_gates(keep: Keep, space: Space) -> dict[str, Tensor]:

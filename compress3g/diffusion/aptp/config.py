@@ -23,6 +23,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "bias": (-20, 20),
     "bundle": (1, 10**6),
     "grade": (1, 1e4),
+    "need": (1e-3, 1 - 1e-6),
     "sinkhorn": (1e-3, 10),
     "sinkhorn_iterations": (1, 10**4),
     "temperature": (1e-4, 100),
@@ -62,6 +63,11 @@ class AptpConfig:
     )
     grade: float = option(
         5.0, "With graded: largest over smallest code, of the cost above the least there can be."
+    )
+    need: float | None = option(
+        None,
+        "With graded: target at which it is measured which prompt needs how much; unset: the same. "
+        "Networks that are cut so far that they answer nothing right tell no prompts apart (ours).",
     )
     noise: Literal["logistic", "gumbel"] = option(
         "logistic", "Of the gates: zero on average (ours), or one Gumbel variable as released."

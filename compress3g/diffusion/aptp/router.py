@@ -51,10 +51,12 @@ class Router:
     tilt: float = 0.0
     history: tuple[dict[str, float], ...] = ()
     vectors: Float[Tensor, "N U"] = field(init=False, repr=False)
+    _offsets: Float[Tensor, "N"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Finds `vectors`, which no prompt changes."""
+        """Finds what no prompt changes."""
         object.__setattr__(self, "vectors", self.code.vector(self.logits))
+        object.__setattr__(self, "_offsets", self.prices - self.tilt * self.shares)
 
     @property
     def code(self) -> SoftCode:
@@ -83,8 +85,8 @@ class Router:
         self, similarities: Float[Tensor, "b N"], tilt: float | None = None
     ) -> Int[Tensor, "b"]:
         """The expert of each row by similarities, prices, and how much cheap ones are preferred."""
-        tilt = self.tilt if tilt is None else tilt
-        return (similarities + self.prices - tilt * self.shares).argmax(1)
+        offsets = self._offsets if tilt is None else self.prices - tilt * self.shares
+        return (similarities + offsets).argmax(1)
 
     def expected(self, embeddings: Float[Tensor, "b d"]) -> float:
         """Mean share of the dense denoiser's multiply-adds that these prompts cost."""

@@ -247,7 +247,10 @@ class _Training:
         if config.experts == 1:
             self._chosen = torch.zeros(len(self.corpus), dtype=torch.long)
             return
-        hard = [as_gates(self.code.hard(c), space) for c in self.codes]
+        asked = first
+        if config.need is not None:
+            asked = graded(self.denoiser, space, config.need, config.experts, config.grade)
+        hard = [as_gates(self.code.hard(c), space) for c in asked - config.bias]
         gates = {n: torch.stack([g[n] for g in hard]).to(self.device) for n in hard[0]}
         errors = errors_of(self.corpus, space, gates, seeded_generator(config.seed, 5))
         self._chosen = by_need(errors, self.z, evenly=config.transport)

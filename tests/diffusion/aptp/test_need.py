@@ -83,6 +83,19 @@ def test_sizes_are_graded_and_keep_their_prompts(corpus, tmp_path):
     assert trained.expected(corpus.embeddings) <= GRADED.target + 1e-6
 
 
+def test_need_is_measured_where_it_is_asked_and_sizes_are_those_of_the_target(corpus):
+    runs = []
+    for target, need in ((0.55, None), (0.9, None), (0.55, 0.9)):
+        config = dataclasses.replace(GRADED, target=target, need=need)
+        runs.append(_Training(corpus, config, None, "pipeline"))
+        runs[-1]._start_sizes()
+    small, large, both = runs
+    assert torch.equal(both.codes, small.codes)
+    assert not torch.equal(both.codes, large.codes)
+    assert torch.equal(both._chosen, large._chosen)
+    assert not torch.equal(small._chosen, large._chosen)  # or this would show nothing
+
+
 def test_a_resumed_run_is_the_same_run(corpus, tmp_path):
     file = tmp_path / "checkpoint"
     train_router(corpus, GRADED, checkpoint=file, after_step=lambda n, _: n < 3)
