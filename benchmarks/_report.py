@@ -83,6 +83,7 @@ def _machine() -> dict[str, Any]:
         "processor": models[0] if models else platform.processor() or "unknown",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "kernels": "reference" if _library.status() else _library.isa(),
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),

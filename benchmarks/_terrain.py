@@ -20,6 +20,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from compress3g.diffusion.adapters import ADAPTERS, Adapter
+
 SIZE, SIGMA_MIN, SIGMA_MAX, SIGMA_DATA = 128, 0.002, 80.0, 0.5
 GROUPS = 32
 WEIGHTS = "weights/terrain_consistency_unet_difficulty100.onnx"
@@ -115,13 +117,18 @@ class TerrainUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.norm_out = nn.GroupNorm(GROUPS, now)
         self.conv_out = nn.Conv2d(now, 1, 3, padding=1)
 
-    def forward(self, noisy: Tensor, sigma: Tensor, difficulty: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, difficulty: Tensor, return_dict: bool = True
+    ) -> Any:
+        """The clean field; in a tuple, as diffusers' denoisers have it, without `return_dict`."""
+        sigma = timestep
         shifted, power = sigma - SIGMA_MIN, sigma.square() + SIGMA_DATA**2
         skip = SIGMA_DATA**2 / (shifted.square() + SIGMA_DATA**2)
         wide = lambda a: a[:, None, None, None]  # noqa: E731
         out = self._network(wide(power.rsqrt()) * noisy, 250 * sigma.log(), difficulty)
         out = wide(shifted * SIGMA_DATA * power.rsqrt()) * out + wide(skip) * noisy
-        return out.clamp(-1, 1)
+        out = out.clamp(-1, 1)
+        return out if return_dict else (out,)
 
     def _network(self, x: Tensor, time: Tensor, difficulty: Tensor) -> Tensor:
         half = self.time_embed[0].in_features // 2
@@ -144,14 +151,53 @@ class TerrainUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
+class OneStep:
+    """A consistency model's scheduler: the first answer is the last."""
+
+    def __init__(self) -> None:
+        self.timesteps = torch.tensor([SIGMA_MAX])
+
+    def step(self, out: Tensor, t: Tensor, z: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (out,)
+
+
 class Pipe:
-    """As much of a pipeline as pruning looks at."""
+    """As much of a pipeline as pruning and learning look at: a prompt is a difficulty."""
 
     def __init__(self, unet: TerrainUNet) -> None:
-        self.unet = unet
+        self.unet, self.scheduler = unet, OneStep()
 
     def register_modules(self, unet: Any) -> None:
         self.unet = unet
+
+    def set_progress_bar_config(self, **_: Any) -> None:
+        pass
+
+    def maybe_free_model_hooks(self) -> None:
+        pass
+
+    def __call__(
+        self,
+        prompt: Sequence[str],
+        num_inference_steps: int = 1,
+        generator: Sequence[torch.Generator] = (),
+        output_type: str = "latent",
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        z = torch.cat([torch.randn(1, 1, SIZE, SIZE, generator=g) for g in generator]) * SIGMA_MAX
+        told = torch.tensor([float(p) for p in prompt])
+        for t in self.scheduler.timesteps:
+            out = self.unet(z, t.expand(len(z)), told, return_dict=False)[0]
+            z = self.scheduler.step(out, t, z, return_dict=False)[0]
+        return z
+
+
+ADAPTERS["TerrainUNet"] = Adapter(
+    timestep=lambda t, rows, *_: t.expand(rows),
+    output=lambda out, *_: out,
+    latent="noisy",
+    scaled=False,
+)
 
 
 def onnx_file(given: Path | None = None) -> Path:

@@ -7,7 +7,9 @@ port is checked against it first. Shares of all parameters go by each method, th
 surgery, kept channels unrounded. Error: of height fields from fresh noise at deviation 80, over the
 dense fields' energy. Spectrum: mean gap in dB, over wavenumbers 1 to 64, between radially averaged
 power spectra of pruned and dense fields. What looks at data sees fields that the dense network
-makes, noised at four deviations; the loss is to get them back. "+refit" is cd.refit on the same
+makes, noised at four deviations; the loss is to get them back. `ecodiff@0.3` prunes at any ratio by
+masks learnt for 30 % against the dense fields, with the product's defaults and its one step
+(`--checkpoint` keeps what is learnt; left out with `--quick`). "+refit" is cd.refit on the same
 batches.
 """
 
@@ -29,7 +31,10 @@ from compress3g.diffusion.prune import priced_units
 from compress3g.diffusion.sheet import write_sheet
 
 RATIOS = (0.1, 0.2, 0.3, 0.4)
-METHODS = ("random", "magnitude", "taylor", "fisher", "magnitude+refit", "fisher+refit")
+METHODS = (
+    "random", "magnitude", "taylor", "fisher", "ecodiff@0.3",
+    "magnitude+refit", "fisher+refit", "ecodiff@0.3+refit",
+)  # fmt: skip
 DEVIATIONS = (SIGMA_MAX, 10.0, 2.0, 0.5)
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # noisy, sigma, difficulty, clean
 
@@ -105,12 +110,21 @@ def gap_to_onnx(model: TerrainUNet, file: Path) -> float | None:
     return worst
 
 
+def learnt(model: TerrainUNet, checkpoint: Path | None) -> Any:
+    """EcoDiff's logits for 30 %; the terrain's prompts are difficulties."""
+    g = torch.Generator().manual_seed(7)
+    difficulties = [str(d) for d in torch.rand(64, generator=g).tolist()]
+    config = cd.EcoDiffConfig(target=0.3, steps=1, batch=4, accumulate=2)
+    return cd.learn_masks(Pipe(model), difficulties, config, checkpoint=checkpoint).logits
+
+
 def pruned(
     model: TerrainUNet, name: str, ratio: float, scores: Any, data: list[Batch]
 ) -> nn.Module:
     method: Any = name.removesuffix("+refit")
     pipe = Pipe(copy.deepcopy(model))
-    config = cd.PruneConfig(method=method, ratio=ratio, round_to=1)
+    known = "magnitude" if method.startswith("ecodiff") else method
+    config = cd.PruneConfig(method=known, ratio=ratio, round_to=1)
 
     def fit(denoiser: nn.Module, units: Any, keep: Any) -> None:
         cd.refit(denoiser, units, keep, lambda: data, run=lambda m, b: m(*b[:3]))
@@ -128,12 +142,14 @@ def run(options: Any, model: TerrainUNet) -> dict[str, Any]:
         model, units, criteria.values(), data, loss=loss, generator=torch.Generator().manual_seed(0)
     )
     scores = {name: score(criterion, evidence)[0] for name, criterion in criteria.items()}
+    if not options.quick:
+        scores["ecodiff@0.3"] = learnt(model, options.checkpoint)
     rows: dict[str, Any] = {}
     pictures = [dense[:8]]
     print(f"{'':17}" + "".join(f"{f'{r:.0%}: error':>14}{'dB':>6}" for r in RATIOS))
     fitted_to = data[:2] if options.quick else data
     for name in METHODS:
-        if options.quick and name == "magnitude+refit":
+        if options.quick and (name == "magnitude+refit" or name.startswith("ecodiff")):
             continue
         line = f"{name:17}"
         for ratio in RATIOS:
@@ -158,6 +174,7 @@ def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--weights", type=Path, help="The network's ONNX file.")
     options_of.add_argument("--sheet", type=Path, help="PNG: dense, then each method at 30 %%.")
+    options_of.add_argument("--checkpoint", type=Path, help="Where EcoDiff's learning goes on.")
     options = options_of.parse_args()
     torch.set_num_threads(1)
     file = onnx_file(options.weights)

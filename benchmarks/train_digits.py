@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from _digits import (
-    CANVAS,
     COLOURS,
     WORDS,
     Classifier,
@@ -38,6 +36,16 @@ from _digits import (
     train_classifier,
 )
 from _report import goal, parser, report
+from _text_to_image import (
+    DROPPED,
+    Average,
+    denoiser,
+    flow_loss,
+    learning_rate,
+    pipeline,
+    sample,
+    text_encoder,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -47,7 +55,6 @@ MEAN, SCALE = 0.12, 0.3  # of pixels in [0, 1]: what the latents are centred and
 SHARES = {1: 0.2, 2: 0.3, 4: 0.5}  # of a batch, by number of objects
 FIRST_SHARES = {1: 0.5, 2: 0.25, 4: 0.25}  # in the first fifth of the time: words before places
 CHANNELS, HEADS = (32, 48, 16), (4, 6, 2)  # at 16x16, 8x8, 4x4, where little is needed
-DROPPED = 0.1  # captions left out, for guidance
 _WIDTH, _LENGTH = 96, 17
 _SHRINK = 16.0  # keeps latents where the autoencoder's tanh is a straight line
 
@@ -106,59 +113,11 @@ def _affine(conv: nn.Conv2d, scale: float, shift: float) -> None:
 
 def build(seed: int, channels: Sequence[int] = CHANNELS, heads: Sequence[int] = HEADS) -> Any:
     """The untrained pipeline; channels and attention heads at 16x16, 8x8 and 4x4."""
-    from diffusers import (
-        DPMSolverMultistepScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     torch.manual_seed(seed)
     words = tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=_WIDTH,
-        intermediate_size=2 * _WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=_LENGTH,
-        projection_dim=_WIDTH,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=CANVAS,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=tuple(channels),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=_WIDTH,
-        attention_head_dim=tuple(heads),  # diffusers means their number
-        norm_num_groups=8,
-        # Words pooled into the time embedding reach every block from the first step on.
-        addition_embed_type="text",
-        addition_embed_type_num_heads=4,
-    )
-    encoder = CLIPTextModel(text)
-    # CLIP's 0.02 is a tenth of what its layers add to it at first: words would all look alike.
-    for embedding in (m for m in encoder.modules() if isinstance(m, nn.Embedding)):
-        nn.init.normal_(embedding.weight, std=0.5)
-    scheduler = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, steps_offset=1
-    )
-    return StableDiffusionPipeline(
-        vae=pixels(),
-        text_encoder=encoder,
-        tokenizer=words,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    unet = denoiser(tuple(channels), tuple(heads), inputs=3, width=_WIDTH)
+    encoder = text_encoder(words, width=_WIDTH)
+    return pipeline(pixels(), words, encoder, unet)
 
 
 def batch(
@@ -173,41 +132,6 @@ def batch(
         captions, padding="max_length", max_length=_LENGTH, return_tensors="pt"
     ).input_ids
     return (draw(wanted, noise) - MEAN) / SCALE, ids
-
-
-def loss_of(pipe: Any, latents: Tensor, ids: Tensor) -> Tensor:
-    """Mean squared error of the predicted velocity, noise - latents.
-
-    Times lean towards noise, where only the caption can tell what to draw.
-    """
-    noise = torch.randn_like(latents)
-    time_ = (0.6 + torch.randn(len(latents))).sigmoid()
-    t = time_[:, None, None, None]
-    words = pipe.text_encoder(ids)[0]
-    predicted = pipe.unet((1 - t) * latents + t * noise, 1000 * time_, words).sample
-    return (predicted - (noise - latents)).square().mean()
-
-
-class Average:
-    """Exponential average of parameters over steps."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.modules = modules
-        self.shadow = [copy.deepcopy(m).requires_grad_(False) for m in modules]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        keep = min(0.998, (1 + step) / (10 + step))
-        for average, module in zip(self.shadow, self.modules, strict=True):
-            pairs = list(zip(average.parameters(), module.parameters(), strict=True))
-            torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - keep)
-
-
-def learning_rate(step: int, spent: float) -> float:
-    """Warm-up over 100 steps, then half a cosine over the share of time that is spent."""
-    return (
-        1.2e-3 * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * spent)))
-    )
 
 
 def train(pipe: Any, options: argparse.Namespace) -> dict[str, float]:
@@ -227,9 +151,10 @@ def train(pipe: Any, options: argparse.Namespace) -> dict[str, float]:
     saved = said = time.monotonic()
     while (spent := before + time.process_time() - began) < limit:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, spent / limit)
+            group["lr"] = learning_rate(1.2e-3, step, spent / limit)
         shares = FIRST_SHARES if spent < 0.2 * limit else SHARES
-        loss = loss_of(pipe, *batch(pipe, options.batch, shares, noise))
+        latents, ids = batch(pipe, options.batch, shares, noise)
+        loss = flow_loss(pipe.unet, pipe.text_encoder, latents, ids)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
@@ -245,14 +170,8 @@ def train(pipe: Any, options: argparse.Namespace) -> dict[str, float]:
             saved = now
             _save(file, modules, average, optimizer, step, spent)
     _save(file, modules, average, optimizer, step, spent)
-    _take_average(pipe, average)
+    average.take()
     return {"steps": step, "minutes": spent / 60, "loss": recent}
-
-
-def _take_average(pipe: Any, average: Average) -> None:
-    for module, mean in zip(average.modules, average.shadow, strict=True):
-        module.load_state_dict(mean.state_dict())
-    pipe.unet.eval(), pipe.text_encoder.eval()
 
 
 def _save(
@@ -285,23 +204,6 @@ def _resume(
         module.load_state_dict(saved)
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["spent"]
-
-
-def sample(pipe: Any, captions: list[str], *, steps: int, guidance: float, seed: int) -> Tensor:
-    """Images (n, 3, 16, 16) in [0, 1], one generator per image: none depends on its neighbours."""
-    images = []
-    for first in range(0, len(captions), 64):
-        part = captions[first : first + 64]
-        generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(part))]
-        drawn = pipe(
-            part,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="pt",
-        )
-        images.append(drawn.images)
-    return torch.cat(images)
 
 
 def measure(

@@ -21,7 +21,7 @@ class Adapter:
     latent) -> its argument `timestep`; output: (what the denoiser returned, guidance or None,
     denoiser, options of the pipeline's call) -> what the scheduler is given; scaled: the scheduler
     scales the latents first; doubled: the pipeline's latents are both halves of guidance already;
-    cast: latents get the denoiser's type.
+    cast: latents get the denoiser's type; one_step: with a single step the loop is no other.
     """
 
     timestep: Callable[[Tensor, int, Any, Tensor], Tensor]
@@ -30,6 +30,7 @@ class Adapter:
     scaled: bool = True
     doubled: bool = False
     cast: bool = False
+    one_step: bool = True
 
 
 def _guided(out: Tensor, scale: float | None) -> Tensor:
@@ -88,7 +89,8 @@ ADAPTERS: dict[str, Adapter] = {
         lambda out, *_: out,
         scaled=False,
     ),
-    "PixArtTransformer2DModel": Adapter(_per_row, _of_pixart),
+    # Its pipeline takes the predicted clean latents for those of a single step.
+    "PixArtTransformer2DModel": Adapter(_per_row, _of_pixart, one_step=False),
     "SanaTransformer2DModel": Adapter(
         lambda t, rows, model, z: t.expand(rows) * model.config.timestep_scale,
         _of_sana,

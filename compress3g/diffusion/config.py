@@ -11,7 +11,7 @@ from ..errors import ConfigError
 # Both ends included.
 _RANGES: dict[str, tuple[float, float]] = {
     "target": (1e-6, 1 - 1e-6),
-    "steps": (2, 10**4),
+    "steps": (1, 10**4),
     "updates": (1, 10**7),
     "batch": (1, 10**4),
     "accumulate": (1, 10**5),

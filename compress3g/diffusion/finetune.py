@@ -47,7 +47,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-10, 1),
     "denoise": (0, 1e3),
     "clip": (1e-6, 1e6),
-    "steps": (2, 10**4),
+    "steps": (1, 10**4),
     "guidance": (0, 1e3),
     "seed": (0, 2**40),
 }

@@ -203,6 +203,8 @@ def _watch(
 ) -> Replay:
     adapter = adapter_of(pipe)
     options = _options(pipe, prompts, steps, seed, call)
+    if steps == 1 and not adapter.one_step:
+        raise ConfigError(f"one inference step is another loop in {type(pipe).__name__}: give two")
     (_, model), calls = denoiser_of(pipe), []
     found: list[Replay] = []
 
@@ -248,8 +250,8 @@ def _options(
         raise ConfigError("there is no prompt: give at least one")
     if call.get("skip_guidance_layers"):
         raise ConfigError("skip_guidance_layers changes the loop on the way: no adapter knows that")
-    if steps < 2:
-        raise ConfigError(f"{steps} inference steps: a trajectory to learn from has at least 2")
+    if steps < 1:
+        raise ConfigError(f"{steps} inference steps: a trajectory has at least one")
     seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
         raise ConfigError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each")

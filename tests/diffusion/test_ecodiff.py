@@ -75,6 +75,13 @@ def test_useless_units_are_found_and_the_budget_reached():
     assert last["target"] == pytest.approx(1 - 0.03 * whole / prunable)
 
 
+@pytest.mark.parametrize("loss", ["last", "step"])
+def test_masks_are_learnt_on_one_step(loss):
+    learned = learn(steps=1, loss=loss)
+    assert len(learned.history) == QUICK["updates"]
+    assert not learned.stopped
+
+
 def test_the_budget_is_reached_by_default():
     """With two fifths of all that can go; half of it takes a steeper multiplier."""
     pipe = pipeline("DiT")
@@ -288,7 +295,7 @@ def test_a_target_that_cannot_be_reached_says_what_can():
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"target": 1.0}, "--target"), ({"keep_last": -1}, "--keep-last"), ({"steps": 1}, "--steps")],
+    [({"target": 1.0}, "--target"), ({"keep_last": -1}, "--keep-last"), ({"steps": 0}, "--steps")],
 )
 def test_options_out_of_range_are_named(options, says):
     with pytest.raises(ConfigError, match=says):

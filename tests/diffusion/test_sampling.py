@@ -22,7 +22,7 @@ def prompts(name):
     return ["cat", 1] if name == "DiT" else ["a red cat", "three blue dog"]
 
 
-def own_latents(pipe, name, seeds, **options):
+def own_latents(pipe, name, seeds, steps=STEPS, **options):
     """The latents of the pipeline itself: what its scheduler returned last, whatever follows."""
     seen = []
     step = pipe.scheduler.step
@@ -38,7 +38,7 @@ def own_latents(pipe, name, seeds, **options):
     watched.__wrapped__ = step  # pipelines look at the signature
     pipe.scheduler.step = watched
     try:
-        pipe(**how, num_inference_steps=STEPS, generator=generators, **OPTIONS[name], **options)
+        pipe(**how, num_inference_steps=steps, generator=generators, **OPTIONS[name], **options)
     finally:
         del pipe.scheduler.step
     return seen[-1]
@@ -55,6 +55,18 @@ def test_replay_equals_the_pipeline(name, guidance):
         assert torch.equal(replay.run(), theirs)
         assert torch.equal(replay.run(), theirs)  # and again: nothing is used up
     assert torch.equal(own_latents(pipe, name, [5, 6], guidance_scale=guidance), theirs)
+
+
+@every_family
+def test_one_step_is_a_trajectory(name):
+    pipe = pipeline(name)
+    if name == "PixArt":
+        with pytest.raises(ConfigError, match="another loop in PixArtAlphaPipeline: give two"):
+            Replay.of(pipe, prompts(name), steps=1, call=OPTIONS[name])
+        return
+    replay = Replay.of(pipe, prompts(name), steps=1, seed=5, call=OPTIONS[name])
+    with torch.no_grad():
+        assert torch.equal(replay.run(), own_latents(pipe, name, [5, 6], steps=1))
 
 
 SCHEDULERS = [
@@ -156,7 +168,7 @@ def test_an_unknown_denoiser_names_the_adapter():
 
 BAD = [
     ("SD", {"prompts": []}, "no prompt"),
-    ("SD", {"steps": 1}, "at least 2"),
+    ("SD", {"steps": 0}, "at least one"),
     ("SD", {"seed": [1, 2, 3]}, "3 seeds for 1"),
     ("SD", {"call": {"guidance": 3}}, "no option 'guidance'"),
     ("Flux", {"call": {"true_cfg_scale": 2.0, "negative_prompt": "dog"}}, "2 times per step"),
