@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -288,9 +289,13 @@ def work_build(path: str, pages: int, k: int) -> dict[str, float]:
 
 
 def apart(work: str, *arguments: object) -> dict[str, float]:
-    """The figures of one of the functions above, from a new process."""
+    """The figures of one of the functions above, from a new process of one thread."""
     words = [sys.executable, __file__, "--work", work, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    # numpy's own threads wait for work, and that counts as processor time.
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, **one}
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
