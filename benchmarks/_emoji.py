@@ -88,7 +88,7 @@ class Emoji:
 
     @property
     def at_work(self) -> bool:
-        """Whether it is one person with a profession, or with hair: the shipped model's domain."""
+        """Whether it is one person with a profession, or with hair: `--domain work`."""
         points = [int(part, 16) for part in self.code.split("_")]
         return points[0] in _PEOPLE and any(p in _ROLES and p not in _MOVING for p in points)
 

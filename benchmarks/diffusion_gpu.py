@@ -6,7 +6,7 @@ Random weights in bfloat16: the U-Net of Stable Diffusion 2.1 and the transforme
 Diffusion 3 medium, latents of 64 x 64, 77 tokens of text.
 
 speed     units scored by magnitude, cut with the product's own rounding; a batch of sixteen (eight
-          images with guidance: two alone are bound by the launches of kernels). Dense and pruned
+          images with guidance, so that the GPU has enough to do). Dense and pruned
           run in turn (`compress3g.profile.compare`), in CUDA events. "of MACs" is the share of time
           that is saved over the share of multiply-adds that is.
 gradient  of the last latent at a gate on every unit of the U-Net, one image, DDIM, guidance: plain
@@ -16,34 +16,20 @@ gradient  of the last latent at a gate on every unit of the U-Net, one image, DD
 
 from __future__ import annotations
 
-import copy
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from _pruned_speed import Given, Pipe, speeds
 from _report import goal, parser, report
 from torch import Tensor
 
-import compress3g.diffusion as cd
 from compress3g.core import gated
 from compress3g.diffusion import rollout, units_of
-from compress3g.profile import compare, count_flops
 
 BATCH = 16
-RATIOS = (0.2, 0.5)
-FASTER = {0.2: 1.15, 0.5: 1.5}
-
-
-class Pipe:
-    """As much of a pipeline as pruning looks at."""
-
-    def __init__(self, **parts: Any) -> None:
-        self.register_modules(**parts)
-
-    def register_modules(self, **parts: Any) -> None:
-        vars(self).update(parts)
 
 
 @contextmanager
@@ -57,7 +43,7 @@ def on_gpu() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def unet() -> tuple[Pipe, dict[str, Any]]:
+def unet() -> tuple[Pipe, Given]:
     import diffusers
 
     with on_gpu():
@@ -72,7 +58,7 @@ def unet() -> tuple[Pipe, dict[str, Any]]:
         }  # fmt: skip
 
 
-def transformer() -> tuple[Pipe, dict[str, Any]]:
+def transformer() -> tuple[Pipe, Given]:
     import diffusers
 
     with on_gpu():
@@ -89,33 +75,8 @@ def transformer() -> tuple[Pipe, dict[str, Any]]:
         }  # fmt: skip
 
 
-def call(model: Any, given: dict[str, Any]) -> Callable[[], object]:
-    def again() -> object:
-        with torch.inference_mode():
-            return model(**given, return_dict=False)
-
-    return again
-
-
-def speed(pipe: Pipe, given: dict[str, Any], ratio: float, seconds: float) -> dict[str, float]:
-    config = cd.PruneConfig(method="magnitude", ratio=ratio)
-    small = copy.deepcopy(pipe)
-    cd.prune(small, cd.scores_of(small, [], config), **config.how())
-    models = [cd.denoiser_of(p)[1].eval() for p in (pipe, small)]
-    params = [sum(p.numel() for p in m.parameters()) for m in models]
-    runs = [call(m, given) for m in models]
-    macs = [count_flops(run).total / 2 for run in runs]
-    time = compare(*runs, seconds=seconds, device="cuda")
-    saved = 1 - macs[1] / macs[0]
-    return {
-        "params": params[0], "gone": 1 - params[1] / params[0], "macs": macs[0], "saved": saved,
-        "faster": 1 / time.median, "low": 1 / time.high, "high": 1 / time.low,
-        "realised": (1 - time.median) / saved, "dense ms": time.a.p50, "pruned ms": time.b.p50,
-    }  # fmt: skip
-
-
 def gradient(
-    model: Any, gates: dict[str, Tensor], given: dict[str, Any], steps: int, *, plain: bool
+    model: Any, gates: dict[str, Tensor], given: Given, steps: int, *, plain: bool
 ) -> list[Tensor]:
     import diffusers
 
@@ -137,7 +98,7 @@ def gradient(
     return list(torch.autograd.grad(z.float().square().mean(), inputs))
 
 
-def trajectory(pipe: Any, given: dict[str, Any], steps: int, *, plain: bool, runs: int) -> Any:
+def trajectory(pipe: Any, given: Given, steps: int, *, plain: bool, runs: int) -> Any:
     """Memory above the model in GiB, and the median of the runs' seconds."""
     model = pipe.unet.eval().requires_grad_(False)
     units = units_of(model)
@@ -164,28 +125,11 @@ def gradients(quick: bool) -> dict[str, Any]:
     pipe, given = unet()
     rows: dict[str, Any] = {}
     runs = 1 if quick else 3
-    print(f"\n{'steps':>5}  {'method':10}{'GiB':>8}{'s':>8}")
+    print(f"{'steps':>5}  {'method':10}{'GiB':>8}{'s':>8}")
     for steps, plain in ((5, True), (5, False), (10, True), (10, False), (20, False), (50, False)):
         name = "plain" if plain else "rollout"
         row = rows[f"{name}/{steps}"] = trajectory(pipe, given, steps, plain=plain, runs=runs)
         print(f"{steps:>5}  {name:10}{row['GiB']:>8.2f}{row['seconds']:>8.2f}", flush=True)
-    return rows
-
-
-def speeds(seconds: float) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    print(f"{'':20}{'ratio':>6}{'parameters':>12}{'MACs':>9}{'faster':>9}  of MACs")
-    for name, build in (("Stable Diffusion 2.1", unet), ("SD 3 medium", transformer)):
-        torch.manual_seed(0)
-        pipe, given = build()
-        for ratio in RATIOS:
-            row = rows[f"{name}/{ratio}"] = speed(pipe, given, ratio, seconds)
-            print(
-                f"{name:20}{ratio:>6.0%}{-row['gone']:>12.1%}{-row['saved']:>9.1%}"
-                f"{row['faster']:>9.2f}{row['realised']:>9.1%}   ({row['low']:.2f} to "
-                f"{row['high']:.2f}, {row['dense ms']:.1f} to {row['pruned ms']:.1f} ms)",
-                flush=True,
-            )
     return rows
 
 
@@ -196,14 +140,9 @@ def main() -> None:
         options.quick = True  # nothing to keep
         report("diffusion_gpu", options, seeds=[0], goals=[], rows={})
         return
-    rows = speeds(1.0 if options.quick else 5.0)
-    goals = []
-    for key, row in rows.items():
-        ratio = float(key.rpartition("/")[2])
-        goals += [
-            goal(f"{key}: times as fast", row["faster"], FASTER[ratio]),
-            goal(f"{key}: share of the MACs saving", row["realised"], 0.9),
-        ]
+    denoisers = {"Stable Diffusion 2.1": unet, "SD 3 medium": transformer}
+    rows, goals = speeds(denoisers, seconds=1.0 if options.quick else 5.0, device="cuda")
+    print()
     of = gradients(options.quick)
     grown = of["rollout/50"]["GiB"] / of["rollout/10"]["GiB"]
     slower = [of[f"rollout/{n}"]["seconds"] / of[f"plain/{n}"]["seconds"] for n in (5, 10)]

@@ -13,7 +13,6 @@ from .test_ecodiff import PROMPTS, QUICK
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
 ]
 

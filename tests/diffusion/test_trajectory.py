@@ -101,7 +101,6 @@ def test_stored_on_the_cpu_changes_nothing():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_stored_latents_leave_the_gpu():
     w = torch.ones(1, device="cuda", requires_grad=True)
     z = torch.rand(1 << 20, device="cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -82,11 +83,17 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def triton_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def installed_triton() -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton not installed")
+
+
+@pytest.fixture
+def triton_script(installed_triton: None, tmp_path: Path) -> Callable[..., None]:
     """Runs a script in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
 
-    def run(script: str, *, interpret: bool) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def run(script: str, *, interpret: bool, says: str) -> None:
+        done = subprocess.run(
             [sys.executable, "-c", script],
             env={
                 **os.environ,
@@ -97,6 +104,7 @@ def triton_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
             text=True,
             timeout=240,
         )
+        assert done.stdout.strip() == says, done.stderr
 
     return run
 

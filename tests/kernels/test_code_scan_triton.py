@@ -3,8 +3,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,10 +13,6 @@ from compress3g.kernels.code_scan import quantise_table, scan, scan_batch
 from compress3g.kernels.registry import use
 
 NAME = "compress3g.kernels.code_scan.triton"
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton not installed"
-)
-
 # Triton reads TRITON_INTERPRET when it is imported, hence the process of its own.
 INTERPRETED = """
 import torch
@@ -69,30 +63,16 @@ print("compiled")
 """
 
 
-def _run(script, tmp_path, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def test_interpreted_kernels_equal_the_reference(triton_script):
+    triton_script(INTERPRETED, interpret=True, says="equal")
 
 
-@needs_triton
-def test_interpreted_kernels_equal_the_reference(tmp_path):
-    done = _run(INTERPRETED, tmp_path, TRITON_INTERPRET="1")
-    assert done.stdout.strip() == "equal", done.stderr
-
-
-@needs_triton
 @pytest.mark.slow
-def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
-    done = _run(COMPILED, tmp_path, TRITON_INTERPRET="0")
-    assert done.stdout.strip() == "compiled", done.stderr
+def test_kernels_compile_for_a_gpu_that_is_not_there(triton_script):
+    triton_script(COMPILED, interpret=False, says="compiled")
 
 
-@needs_triton
+@pytest.mark.usefixtures("installed_triton")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton is interpreted")
 @pytest.mark.filterwarnings("ignore")
@@ -105,8 +85,7 @@ def test_cpu_tensors_are_refused_without_the_interpreter():
 
 
 @pytest.mark.gpu
-@needs_triton
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.usefixtures("installed_triton")
 def test_gpu_kernels_equal_the_reference():
     g = torch.Generator().manual_seed(0)
     offsets = torch.arange(401) * 1030

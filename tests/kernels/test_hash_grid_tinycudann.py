@@ -211,7 +211,6 @@ def test_the_reason_is_the_original_message(monkeypatch, error):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.skipif(tinycudann.usable() is not None, reason="needs tiny-cuda-nn")
 @pytest.mark.parametrize("features", [2, 4])
 @pytest.mark.parametrize("log2_size", [12, 19])

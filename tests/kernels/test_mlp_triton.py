@@ -13,10 +13,6 @@ from compress3g.kernels.mlp import mlp, padded
 from compress3g.kernels.registry import use
 
 NAME = "compress3g.kernels.mlp.triton"
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton not installed"
-)
-
 # The interpreter multiplies in float32, so only the order of sums differs.
 INTERPRETED = """
 import itertools
@@ -118,20 +114,16 @@ print("compiled")
 """
 
 
-@needs_triton
 def test_interpreted_kernels_equal_the_reference(triton_script):
-    done = triton_script(INTERPRETED, interpret=True)
-    assert done.stdout.strip() == "equal", done.stderr
+    triton_script(INTERPRETED, interpret=True, says="equal")
 
 
-@needs_triton
 @pytest.mark.slow
 def test_kernels_compile_for_gpus_that_are_not_there_and_fit_their_memory(triton_script):
-    done = triton_script(COMPILED, interpret=False)
-    assert done.stdout.strip() == "compiled", done.stderr
+    triton_script(COMPILED, interpret=False, says="compiled")
 
 
-@needs_triton
+@pytest.mark.usefixtures("installed_triton")
 def test_gpus_without_tf32_are_refused_by_name(monkeypatch):
     triton = importlib.import_module(NAME)
     monkeypatch.setattr(triton._triton, "usable", lambda: None)
@@ -145,7 +137,7 @@ def test_gpus_without_tf32_are_refused_by_name(monkeypatch):
     assert triton.usable() == "written for NVIDIA GPUs"
 
 
-@needs_triton
+@pytest.mark.usefixtures("installed_triton")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 @pytest.mark.filterwarnings("ignore")
 def test_cpu_tensors_are_refused_without_the_interpreter():
@@ -161,8 +153,7 @@ def test_cpu_tensors_are_refused_without_the_interpreter():
 
 
 @pytest.mark.gpu
-@needs_triton
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.usefixtures("installed_triton")
 @pytest.mark.parametrize("widths", [[32, 64, 16], [31, 64, 64, 3]])
 def test_gpu_kernels_equal_the_reference_to_tf32(widths):
     g = torch.Generator("cuda").manual_seed(0)

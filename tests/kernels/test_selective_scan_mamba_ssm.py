@@ -129,7 +129,6 @@ def test_a_broken_package_is_a_reason_and_the_next_backend_serves(monkeypatch, e
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.skipif(mamba_ssm.usable() is not None, reason="needs mamba_ssm")
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("gap_mode", ["hold", "current", "previous", "mean", "bias"])

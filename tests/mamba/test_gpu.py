@@ -8,10 +8,7 @@ import torch
 from compress3g.kernels import registry
 from compress3g.mamba import PruneConfig, PruneSchedule, pruned
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("align", [None, "none", "hold", "current", "previous", "mean", "bias"])

@@ -115,7 +115,6 @@ def test_batches_have_one_size_and_every_picture_comes_once_a_pass(pictures):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_captured_step_is_the_eager_one(pictures):
     from compress3g.mamba.step import Stepper
 

@@ -8,10 +8,7 @@ from compress3g.nerf.trainer import Trainer
 
 from .test_trainer import _SMALL, _psnr
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_the_first_step_is_that_of_a_cpu(scene):

@@ -10,10 +10,7 @@ from compress3g.peft.units import base_of, lora_layers
 
 from .test_light import LOOK, batch, classifier, samples
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def placed(made):

@@ -231,7 +231,6 @@ def test_resident_memory_shows_what_torch_does_not():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_peak_is_the_allocators():
     model = nn.Linear(512, 512, device="cuda")
     x = torch.randn(256, 512, device="cuda")

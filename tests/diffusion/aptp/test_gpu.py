@@ -11,10 +11,7 @@ from compress3g.diffusion.aptp.corpus import Corpus
 
 from .conftest import CONFIG, PROMPTS
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_a_router_is_trained_and_routes_on_a_gpu_as_on_a_cpu(pipe):
