@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ def usable() -> str | None:
     if _interpreted or torch.cuda.is_available():
         return None
     return "no CUDA device is visible to torch"
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Where a kernel is launched: on that GPU; the interpreter needs nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check_device(tensor: Tensor) -> None:

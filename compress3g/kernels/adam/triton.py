@@ -6,13 +6,10 @@ import).
 
 from __future__ import annotations
 
-import contextlib
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._triton import check, jit, tl, triton, usable
+from .._triton import check, jit, on, tl, triton, usable
 
 __all__ = ["step", "usable"]
 
@@ -53,7 +50,7 @@ def step(
     if count == 0:
         return
     beta1, beta2 = betas
-    with torch.cuda.device(value.device) if value.is_cuda else contextlib.nullcontext():
+    with on(value.device):
         _step[(triton.cdiv(count, _BLOCK),)](
             *(value, grad, first, second, count, rate),
             *(beta1, 1 - beta1, beta2, 1 - beta2, root_correction, epsilon),

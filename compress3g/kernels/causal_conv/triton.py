@@ -8,14 +8,13 @@ that every sum has one owner and one order. CPU tensors are accepted only under 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._triton import check, jit, tl, triton, usable
+from .._triton import check, jit, on, tl, triton, usable
 from ._opaque import Inputs, run
 
 __all__ = ["backward", "convolve", "forward", "usable"]
@@ -181,7 +180,7 @@ class _Call:
             return
         device = self.rows.device
         grid = tiles, triton.cdiv(self.channels, _CHANNELS)
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with on(device):
             kernel[grid](*arguments, **self.constants, **constants)
 
     def over_tokens(self, upstream: Tensor | None) -> Float[Tensor, "b l e"]:

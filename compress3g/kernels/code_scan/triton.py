@@ -6,7 +6,6 @@ import).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .._pages import Pages
-from .._triton import check_device, jit, tl, triton, usable
+from .._triton import check_device, jit, on, tl, triton, usable
 from ._scan import ScanTable
 
 __all__ = ["scan", "scan_batch", "usable"]
@@ -58,7 +57,7 @@ def scan(table: ScanTable, pages: Pages) -> Int[Tensor, "n"]:
     pieces = triton.cdiv(pitch, columns)
     out = torch.empty(len(pages), pieces, dtype=torch.int32, device=rows.device)
     wide = codes.dtype == torch.uint16
-    with torch.cuda.device(rows.device) if rows.is_cuda else contextlib.nullcontext():
+    with on(rows.device):
         _scan[(len(pages), pieces)](
             rows,
             codes.view(torch.int16) if wide else codes,

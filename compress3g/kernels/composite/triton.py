@@ -6,14 +6,13 @@ import).
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._triton import check, jit, tl, usable
+from .._triton import check, jit, on, tl, usable
 
 __all__ = ["backward", "forward", "usable", "weights"]
 
@@ -99,7 +98,7 @@ def _launch(kernel: Any, *tensors: Tensor, offset: Tensor, rest: tuple[Tensor, .
     if len(offset) < 2:
         return
     like = tensors[0]
-    with torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext():
+    with on(like.device):
         kernel[(len(offset) - 1,)](*tensors, offset.contiguous(), *rest, BLOCK=_BLOCK, num_warps=2)
 
 

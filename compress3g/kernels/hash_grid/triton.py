@@ -6,7 +6,6 @@ are accepted only under Triton's interpreter (TRITON_INTERPRET=1 before the firs
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._triton import check, jit, tl, triton, usable
+from .._triton import check, jit, on, tl, triton, usable
 from ._levels import PRIMES, Levels
 
 __all__ = ["backward", "forward", "usable"]
@@ -151,7 +150,7 @@ def _launch(
         return
     if ranks is None:  # a pointer that is never read
         ranks = torch.zeros(1, dtype=torch.int32, device=x.device)
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+    with on(x.device):
         kernel[(triton.cdiv(n, _BLOCK), count)](
             source,
             x,

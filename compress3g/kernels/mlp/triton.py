@@ -12,16 +12,14 @@ import).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .. import _triton
-from .._triton import check, jit, tl, triton
+from .._triton import check, jit, on, tl, triton
 from . import reference
 from ._mlp import padded
 
@@ -152,10 +150,6 @@ def _settings(weights: Sequence[Tensor]) -> dict[str, int]:
     }
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def forward(
     x: Float[Tensor, "n in_padded"],
     weights: Sequence[Float[Tensor, "_out _in"]],
@@ -169,7 +163,7 @@ def forward(
     check(x, *layers)
     out = x.new_empty(len(x), padded(weights[-1].shape[0]))
     if len(x):
-        with _on(x.device):
+        with on(x.device):
             _forward[(triton.cdiv(len(x), _FORWARD_BLOCK),)](
                 *(x, layers[0], layers[1], layers[-1], out, len(x)),
                 **_settings(layers),
@@ -196,7 +190,7 @@ def backward(
     programs = max(1, min(_PROGRAMS, triton.cdiv(len(x), _BACKWARD_BLOCK)))
     sums = x.new_empty(programs, sum(sizes))
     x_grad = torch.empty_like(x) if need_input else None
-    with _on(x.device):
+    with on(x.device):
         _backward[(programs,)](
             *(upstream, x, layers[0], layers[1], layers[-1], sums, x_grad, len(x), programs),
             **_settings(layers),

@@ -7,14 +7,13 @@ under Triton's interpreter (TRITON_INTERPRET=1 before the first import).
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .._triton import check, jit, tl, usable
+from .._triton import check, jit, on, tl, usable
 from ._march import Samples
 from .reference import span
 
@@ -101,7 +100,7 @@ def march(
         if rays == 0:
             return
         options: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 1}
-        with torch.cuda.device(device) if origin.is_cuda else contextlib.nullcontext():
+        with on(device):
             _march[(rays,)](*shared, count, *outputs, *settings, FILL=fill, BLOCK=_BLOCK, **options)
 
     launch((none, none, count), fill=False)

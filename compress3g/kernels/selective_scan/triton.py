@@ -6,7 +6,6 @@ import).
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import BackendError
-from .._triton import check, triton, usable
+from .._triton import check, on, triton, usable
 from . import _fused
 from ._around import hole_sizes, step_sizes
 from ._inputs import Inputs, Outputs
@@ -85,7 +84,7 @@ class _Call:
 
     def launch(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
         device = self.tensors[0].device
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with on(device):
             kernel[(self.b, self.groups, self.blocks)](
                 *self.tensors,
                 *arguments,
