@@ -19,21 +19,23 @@ import importlib.util
 import json
 import random
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from _peft_peers import CannotRun, Salience
 from _peft_run import BATCH, Place, Run
-from _peft_tasks import Kind, MiniLM, SmolLM2, Task, data, sst, trec, validation
+from _peft_tasks import Kind, MiniLM, SmolLM2, Task, data, placed, sst, trec, validation
 from _report import goal, parser, report
 
 from compress3g.engine.cache import cache_folder
 from compress3g.engine.checkpoint import write_json
 from compress3g.engine.run import device as find_device
 from compress3g.peft import Estimator, LightPeftConfig, apply_plan, candidates, make_plan
+from compress3g.peft.estimate import Scores
 from compress3g.peft.light import steps_of
+from compress3g.peft.refit import Refit
 
 NOTHING: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0, "module_ratio": 0, "rank_ratio": 0}
 UNITS: dict[str, Any] = {"module_ratio": 0, "rank_ratio": 0}
@@ -43,6 +45,8 @@ ADAPTERS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0}
 PUBLISHED: dict[str, Any] = {"criterion": "l1_mask", "rate_after_cut": 1.0}
 CUT: dict[str, LightPeftConfig] = {
     "ours": LightPeftConfig(),
+    "ours, refit": LightPeftConfig(refit=True),
+    "random, refit": LightPeftConfig(refit=True, criterion="random"),
     "random": LightPeftConfig(criterion="random"),
     "APT": LightPeftConfig(),
     "published": LightPeftConfig(**PUBLISHED, merge_dropped=False),
@@ -86,6 +90,23 @@ AT_CUT: dict[str, LightPeftConfig] = {
     "units by fisher": LightPeftConfig(**UNITS),
     "all, discarded": LightPeftConfig(merge_dropped=False),
     "all, merged": LightPeftConfig(),
+    "all, merged, refit": LightPeftConfig(refit=True),
+    "all, merged, refit to 256": LightPeftConfig(refit=True, samples=256),
+}
+# The same of SmolLM2, whose heads are key-value groups, three in a layer; `neurons for heads`: as
+# many parameters.
+FEW_HEADS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0.444}
+AT_CUT_SMOLLM2: dict[str, LightPeftConfig] = {
+    "nothing": LightPeftConfig(**NOTHING),
+    "all, merged": LightPeftConfig(),
+    "all, merged, refit": LightPeftConfig(refit=True),
+    "all, merged, refit to 256": LightPeftConfig(refit=True, samples=256),
+    "heads of all layers, refit": LightPeftConfig(attn_scope="global", refit=True),
+    "neurons for heads, refit": LightPeftConfig(**FEW_HEADS, refit=True),
+    "heads alone": LightPeftConfig(ffn_ratio=0),
+    "neurons alone": LightPeftConfig(attn_ratio=0),
+    "heads of all layers": LightPeftConfig(attn_scope="global"),
+    "neurons for heads": LightPeftConfig(**FEW_HEADS),
 }
 
 
@@ -112,13 +133,26 @@ def plain(
 
 
 class Estimated:
-    """A run that has looked, from which every method of its task and seed goes on."""
+    """A run that has looked, from which every method of its task and seed goes on.
 
-    def __init__(self, kind: Kind, task: Task, seed: int, place: Place) -> None:
-        config = LightPeftConfig()
+    file: where it is kept, to be found there.
+    """
+
+    def __init__(
+        self, kind: Kind, task: Task, seed: int, place: Place, file: Path | None = None
+    ) -> None:
         self.run = Run(kind, task, seed, place)
-        self.units, _ = candidates(self.run.model, config)
-        base = self.run.model.get_base_model()
+        self.units, _ = candidates(self.run.model, LightPeftConfig())
+        if file is not None and file.exists():
+            self.load(file)
+            return
+        self.look()
+        if file is not None:
+            self.save(file)
+
+    def look(self) -> None:
+        """The estimation."""
+        config, task, base = LightPeftConfig(), self.run.task, self.run.model.get_base_model()
         with (
             Estimator(self.run.model, self.units, config, steps=task.look) as estimator,
             Salience(base, self.units) as salience,
@@ -133,11 +167,39 @@ class Estimated:
             }
             self.before = self.run.accuracy()
 
+    def trained(self) -> dict[str, torch.Tensor]:
+        named = self.run.model.named_parameters()
+        return {name: p.detach() for name, p in named if p.requires_grad}
+
+    def save(self, file: Path) -> None:
+        found = {"scores": asdict(self.scores), "apt": self.apt, "late": self.late}
+        moments, before = self.run.optimizer.state_dict(), self.before
+        made = {**found, "trained": self.trained(), "optimizer": moments, "before": before}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(made, file)
+
+    def load(self, file: Path) -> None:
+        made = torch.load(file, map_location=self.run.place.device, weights_only=True)
+        for name, p in self.trained().items():
+            p.copy_(made["trained"][name])
+        self.run.optimizer.load_state_dict(made["optimizer"])
+        self.scores, self.apt, self.late = Scores(**made["scores"]), made["apt"], made["late"]
+        self.run.done, self.before = self.run.task.look, made["before"]
+
     def at_cut(self, config: LightPeftConfig) -> float:
         """Accuracy of the model right after a cut."""
         run = copy.deepcopy(self.run)
-        apply_plan(run.model, make_plan(self.scores, self.units, config, multiple=16))
+        plan = make_plan(self.scores, self.units, config, multiple=16)
+        apply_plan(run.model, plan, refit=self.refit(config))
         return run.accuracy()
+
+    def refit(self, config: LightPeftConfig) -> Refit | None:
+        """What readers are fitted on: samples of the training part, the same for all methods."""
+        if not config.refit:
+            return None
+        run, order = self.run, random.Random(config.seed)
+        rows = order.sample(range(len(run.task.train)), config.samples)
+        return Refit([placed(run.encoded(rows), run.model)], self.scores.gates)
 
     def finish(self, name: str, seed: int) -> dict[str, float]:
         run, config = copy.deepcopy(self.run), CUT[name]
@@ -147,10 +209,12 @@ class Estimated:
             g = torch.Generator().manual_seed(seed)
             ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
         plan = make_plan(self.scores, self.units, config, ranking=ranking, multiple=16)
-        apply_plan(run.model, plan, run.optimizer)
+        started = run.clock()
+        apply_plan(run.model, plan, run.optimizer, refit=self.refit(config))
+        cut_s = run.clock() - started
         at_cut, run.faster = run.accuracy(), config.rate_after_cut
         run.train(run.task.steps)
-        return {**run.figures(), "before_cut": self.before, "at_cut": at_cut}
+        return {**run.figures(), "before_cut": self.before, "at_cut": at_cut, "cut_s": cut_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +259,17 @@ def measure(kind: Kind, task: Task, work: Work) -> dict[str, Any]:
     return rows
 
 
-def right_after(task: Task, seed: int, work: Work) -> dict[str, float]:
+def right_after(kind: Kind, task: Task, seed: int, work: Work) -> dict[str, float]:
     """Accuracies right after cuts of one estimation, before any further step."""
+    cuts = AT_CUT if kind.name == MiniLM.name else AT_CUT_SMOLLM2
     store = work.folder / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
     rows: dict[str, float] = json.loads(store.read_text()) if store.exists() else {}
-    left = [name for name in AT_CUT if name not in rows]
-    looked = Estimated(MiniLM(), task, seed, work.place) if left else None
+    left = [] if work.stored else [name for name in cuts if name not in rows]
+    file = work.folder / f"{task.name}-{task.steps}-{task.look}-{seed}.pt"
+    looked = Estimated(kind, task, seed, work.place, file) if left else None
     for name in left:
         assert looked is not None
-        rows[name] = looked.at_cut(AT_CUT[name])
+        rows[name] = looked.at_cut(cuts[name])
         write_json(store, rows)
         print(f"  {task.name} right after the cut, {name:22} {rows[name]:.1f}", flush=True)
     return rows
@@ -267,7 +333,7 @@ def options_of() -> Any:
         "--epochs", type=int, help="Passes over all of the data, instead of 150, 100 or 60 steps."
     )
     made.add_argument("--look", type=int, help="Steps of the estimation (default: a tenth).")
-    made.add_argument("--methods", help="Separated by slashes; default: all.")
+    made.add_argument("--methods", help="Separated by slashes; default: all; empty: none.")
     made.add_argument(
         "--at-cut", action="store_true", help="Also what each part of a cut costs, untrained."
     )
@@ -295,6 +361,7 @@ def name_of(options: Any, place: Place) -> str:
     parts = ["peft", "validation" if options.validate else "quality"]
     parts += [f"{options.epochs}_epochs"] if options.epochs else []
     parts += ["smollm2"] if options.only == "smollm2" else []
+    parts += ["refit"] if "refit" in (options.methods or "") else []
     return "_".join([*parts, *(["gpu"] if place.device.type == "cuda" else [])])
 
 
@@ -303,7 +370,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
     place, every = place_of(options), ["LoRA-all", "LoRA-qv", "ours", "random", "published"]
-    methods = options.methods.split("/") if options.methods else [*every, "ours, rate x 1"]
+    given = options.methods
+    methods = [*every, "ours, rate x 1"] if given is None else [m for m in given.split("/") if m]
     methods = ["LoRA-all", "ours", "random"] if options.quick else methods
     seeds = list(range(1 if options.quick else options.seeds))
     seeds = seeds if options.seed is None else [options.seed]
@@ -318,9 +386,10 @@ def main() -> None:
         else:
             results[task.name] = measure(kind, task, work)
     if options.at_cut and path is not None:
-        short = trec(path, 150, 40)
-        some = random.Random(0).sample(short.test, 250)
-        results["right after the cut"] = right_after(replace(short, test=some), 0, work)
+        only = options.only == "smollm2"
+        kind, task = tasks_of(path, options)[0] if only else (MiniLM(), trec(path, 150, 40))
+        some = random.Random(0).sample(task.test, 250)
+        results["right after the cut"] = right_after(kind, replace(task, test=some), 0, work)
     cuda = place.device.type == "cuda"
     report(
         name_of(options, place),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..criteria import refit
 from .config import EcoDiffConfig
 from .ecodiff import learn_masks
 from .finetune import FinetuneConfig, Finetuned, finetune
@@ -11,7 +12,6 @@ from .lora import load_lora
 from .pipelines import denoiser_of, generate, open_pipeline
 from .prune import prune
 from .pruned_models import save
-from .refit import refit
 from .report import race, report
 from .sampling import Replay
 from .scores import PruneConfig, before_cut, scores_of

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from ..core import Gates, Keep, Units
-from ..criteria import CRITERIA, gather, score
+from ..criteria import CRITERIA, refit
 from ..engine.fields import option
 from ..errors import ConfigError
-from .calibration import lessons, loss
 from .config import EcoDiffConfig
+from .criterion_scores import criterion_scores
 from .ecodiff import learn_masks
 from .pipelines import denoiser_of, generate
 from .prune import KINDS, priced_units
-from .refit import refit
 
 METHODS = ("magnitude", "random", "taylor", "fisher", "ecodiff")
 
@@ -104,26 +102,22 @@ def scores_of(
         return learn_masks(
             pipe, prompts, learn or _usual(config), units=units, checkpoint=checkpoint
         )
-    denoiser = denoiser_of(pipe)[1]
-    criterion = CRITERIA[config.method]
-    units = priced_units(denoiser, config.wanted)
-    batches = _batches(pipe, prompts, config) if config.looks else ()
-    generator = torch.Generator().manual_seed(config.seed)
-    learnable = [p for p in denoiser.parameters() if p.requires_grad]
-    denoiser.requires_grad_(False)
-    try:
-        evidence = gather(denoiser, units, [criterion], batches, loss=loss, generator=generator)
-        found, _ = score(criterion, evidence)
-    finally:
-        for p in learnable:
-            p.requires_grad_(True)
-    return found
+    return criterion_scores(
+        pipe,
+        prompts,
+        config.method,
+        units=priced_units(denoiser_of(pipe)[1], config.wanted),
+        steps=config.steps,
+        guidance=config.guidance,
+        batch=config.batch,
+        seed=config.seed,
+    )
 
 
 def before_cut(
     pipe: Any, prompts: Sequence[str], config: PruneConfig
 ) -> Callable[[nn.Module, Sequence[Units], Keep], None] | None:
-    """What `prune` is to do before it cuts: the ridge regression of `refit.refit`, or nothing.
+    """What `prune` is to do before it cuts: `criteria.refit`, or nothing.
 
     Calibration data are the pipeline's own calls of its denoiser, guidance and all, while it makes
     images of the prompts. Raises ConfigError when there are none and `refit` is asked for.
@@ -145,13 +139,6 @@ def before_cut(
         refit(denoiser, units, keep, lambda: firsts, run=run)
 
     return fit
-
-
-def _batches(pipe: Any, prompts: Sequence[str], config: PruneConfig) -> Sequence[Any]:
-    return lessons(
-        pipe, prompts, batch=config.batch, steps=config.steps, guidance=config.guidance,
-        seed=config.seed,
-    )  # fmt: skip
 
 
 def _usual(config: PruneConfig) -> EcoDiffConfig:

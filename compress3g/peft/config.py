@@ -50,6 +50,9 @@ class LightPeftConfig:
         "merge", "Gates at the cut: multiplied into the weights that read, or back to one."
     )
     merge_dropped: bool = option(True, "What adapters lose is merged into the base, not discarded.")
+    refit: bool | None = option(
+        None, "What stays is fitted to --samples at the cut; default: where there are samples."
+    )
     rate_after_cut: float = option(
         2.0, "Learning rate after the cut over the schedule's: half of the ranks move a layer half."
     )
@@ -60,7 +63,7 @@ class LightPeftConfig:
     min_units_per_site: int = option(1, "Heads or neurons that every layer keeps.")
     towers: Literal["both", "text", "vision"] = option("both", "Which towers lose units.")
     exclude: str = option("", "Comma-separated patterns of sites that stay whole, as *.layers.0.*")
-    samples: int = option(64, "Training samples that criteria and budgets at the cut look at.")
+    samples: int = option(64, "Training samples for refit, criteria and budgets at the cut.")
     learn_steps: int = option(50, "Steps in which the gates of criterion vib learn, at the cut.")
     seed: int = option(0, "Of everything random.")
 
@@ -82,6 +85,8 @@ class LightPeftConfig:
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise ConfigError(f"{_flag(name)} {value} is less than 1")
+        if self.refit and self.shrink_steps:
+            raise ConfigError("--refit mends what --shrink-steps let fade before: give one of them")
         if isinstance(self.estimation_steps, int) and self.shrink_steps >= self.estimation_steps:
             raise ConfigError(
                 f"--shrink-steps {self.shrink_steps} leave nothing of --estimation-steps "
@@ -95,7 +100,7 @@ class LightPeftConfig:
         """As the released SST-2 script: gates alone decide, three quarters of the adapters go."""
         released = {
             "criterion": "l1_mask", "module_ratio": 0.75, "rank_score": "paper", "fold": "reset",
-            "merge_dropped": False, "rate_after_cut": 1.0,
+            "merge_dropped": False, "refit": False, "rate_after_cut": 1.0,
         }  # fmt: skip
         return cls(**{**released, **changes})
 

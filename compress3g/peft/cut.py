@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 from ..core import Gates, Keep, Units, materialize
 from ..core.surgery import slices
 from ..errors import BudgetError, ConfigError, CutError
+from ..transformer import units_of as sites_of
 from .plan import Plan
+from .refit import Refit, add, fitted, plain
 from .units import adapter_of, base_of, candidates_by_name, lora_layers, through_adapters, units_of
+
+READER = ("weight", "bias")  # what `readers_of` keeps of a layer
 
 
 def check_cuttable(model: nn.Module) -> None:
@@ -41,14 +46,16 @@ def apply_plan(
     optimizer: Any = None,
     *,
     away: Mapping[str, Tensor] | None = None,
+    refit: Refit | None = None,
 ) -> Any:
     """The model, in place, as the plan says; with its optimiser's state where one is given.
 
-    away: what `removed_parts` gave, to be added to the base; by default what this model's adapter
-    loses, if the plan says so. Parameters stay the same objects, so that groups, schedules and
-    wrappers stay valid; the adapter's configuration says what is left in peft's own words. A model
-    without adapter is cut to the same shapes. Raises ConfigError and CutError before anything is
-    changed.
+    away: what `removed_parts` gave, to be added to the base, and what `readers_of` gave, to be put
+    there; by default what this model's adapter loses, if the plan says so. refit: what readers are
+    fitted on, to put out what they did. Parameters stay the same objects, so that groups, schedules
+    and wrappers stay valid; the adapter's configuration says what is left in peft's own words. A
+    model without adapter is cut to the same shapes. Raises ConfigError and CutError before anything
+    is changed.
     """
     check_cuttable(model)
     base = base_of(model)
@@ -57,32 +64,89 @@ def apply_plan(
     units = candidates_by_name(base, plan.sizes)
     if adapted:
         _check_adapters(base, plan, adapter)
-    keep, gates = plan.indices(), plan.multipliers()
-    scales = row_scales(base, adapter) if adapted else {}
-    if plan.merge_dropped:
-        if away is None and not adapted:
+    if plan.merge_dropped and away is None:
+        if not adapted:
             raise ConfigError("the plan merges what the adapter lost into the base: give `away`")
-        _merge(base, removed_parts(model, plan) if away is None else away)
-    if adapted:
-        gone = _drop(base, plan)
-        if optimizer is not None:
-            _forget(optimizer, gone)
-        units = through_adapters(base, units)
-        if plan.ranks:
-            every = units_of(base, adapter)
-            units += every
-            left = {u.name: plan.ranks[u.name.removesuffix(".ranks")] for u in every}
-            keep |= {name: torch.tensor(kept, dtype=torch.long) for name, kept in left.items()}
-    # Columns and ranks go from the rows whose norms DoRA divides by: what it divides and multiplies
-    # by together stays, so it stands in the magnitude's place while rows are cut.
-    for name in [n for n in scales if n in plan.ranks]:
-        magnitude_of(base, name, adapter).copy_(scales[name])
-    _cut(base, units, keep, gates, optimizer)
-    for name in [n for n in scales if n in plan.ranks]:
-        magnitude_of(base, name, adapter).mul_(_row_norms(base.get_submodule(name), adapter))
+        away = removed_parts(model, plan)
+    with _scales_kept(base, adapter):
+        _merge(base, away or {})
+        if adapted:
+            _drop_adapters(base, plan, adapter, optimizer)
+    keep, gates, inside = plan.indices(), plan.multipliers(), through_adapters(base, units)
+    if refit is not None:
+        _take_over(base, units, inside, keep, refit, adapter)
+        gates = None
+    with _scales_kept(base, adapter):
+        _cut(base, inside, keep, gates, optimizer)
+        _put(base, away or {})
     if adapted:
         _write_down(model, plan, adapter)
     return model
+
+
+def _drop_adapters(base: nn.Module, plan: Plan, adapter: str, optimizer: Any) -> None:
+    """Adapters and ranks that go, and their parts of the optimiser."""
+    gone = _drop(base, plan)
+    if optimizer is not None:
+        _forget(optimizer, gone)
+    ranks = units_of(base, adapter)
+    left = {u.name: plan.ranks[u.name.removesuffix(".ranks")] for u in ranks}
+    keep = {name: torch.tensor(kept, dtype=torch.long) for name, kept in left.items()}
+    _cut(base, ranks, keep, None, optimizer)
+
+
+def _take_over(
+    base: nn.Module,
+    units: Sequence[Units],
+    inside: Sequence[Units],
+    keep: Keep,
+    refit: Refit,
+    adapter: str,
+) -> None:
+    """Gates into the weights that read, and these fitted to do without the columns that go."""
+    if refit.gates is not None:
+        every = {u.name: torch.arange(u.size) for u in units}
+        with _scales_kept(base, adapter):
+            materialize(base, inside, every, gates=refit.gates)
+    found = fitted(base, units, keep, refit)
+    scales = row_scales(base, adapter)
+    with _scales_kept(base, adapter):
+        for name, more in found.items():
+            add(base, name, more, scales.get(name))
+
+
+@contextmanager
+def _scales_kept(base: nn.Module, adapter: str) -> Iterator[None]:
+    """What DoRA divides and multiplies rows by together stays, while columns and ranks change.
+
+    It stands in the magnitude's place, so that it is cut with the rows.
+    """
+    for name, scale in row_scales(base, adapter).items():
+        magnitude_of(base, name, adapter).copy_(scale)
+    yield
+    for name, layer in lora_layers(base, adapter).items():
+        if adapter in getattr(layer, "lora_magnitude_vector", {}):
+            magnitude_of(base, name, adapter).mul_(_row_norms(layer, adapter))
+
+
+@torch.no_grad()
+def readers_of(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Weights and biases of the layers that lost columns, "LAYER.weight" and "LAYER.bias"."""
+    base, parts = base_of(model), {}
+    lost = {name for name, kept in plan.keep.items() if len(kept) < plan.sizes[name]}
+    for u in sites_of(base):
+        for name in (cut.module for cut in u.reads if u.name in lost):
+            for kind, p in plain(base, name).named_parameters(recurse=False):
+                parts[f"{name}.{kind}"] = p.detach()
+    return parts
+
+
+def _put(base: nn.Module, parts: Mapping[str, Tensor]) -> None:
+    """What `readers_of` gave, in its place."""
+    for key, value in parts.items():
+        name, _, kind = key.rpartition(".")
+        if kind in READER:
+            getattr(plain(base, name), kind).copy_(value)
 
 
 def magnitude_of(base: nn.Module, name: str, adapter: str) -> Tensor:
@@ -133,7 +197,7 @@ def removed_parts(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 def _merge(base: nn.Module, parts: Mapping[str, Tensor]) -> None:
     """W += B A in float32, and rows times a scale, for a model with or without adapters."""
-    for name in sorted({n.rpartition(".")[0] for n in parts}):
+    for name in sorted(n.removesuffix(".A") for n in parts if n.endswith(".A")):
         layer: Any = base.get_submodule(name)
         weight = getattr(layer, "base_layer", layer).weight
         delta = (parts[f"{name}.B"] @ parts[f"{name}.A"]).to(weight.device)

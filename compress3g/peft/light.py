@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from ..errors import ConfigError, require
 from ..transformer import units_of as sites_of
 from .config import AUTO, ESTIMATED, LightPeftConfig, parse_budget
 from .cost import Batch, cost_of
-from .cut import apply_plan, check_cuttable, removed_parts, scale_rates
+from .cut import READER, apply_plan, check_cuttable, readers_of, removed_parts, scale_rates
 from .dropout import lighten_dropout
 from .estimate import Estimator, Scores
 from .plan import Plan, make_plan
 from .ranking import Loss, losses_of, own_loss, ranking_of
+from .refit import Refit
 from .report import Report
 from .units import adapter_of, base_of, candidates, lora_layers, of_base
 
@@ -47,7 +49,8 @@ class Light:
         self.steps = 0
         self.plan: Plan | None = None
         self.report: Report | None = None
-        self.away: dict[str, Tensor] = {}  # of the adapter, merged into the base
+        self._away: dict[str, Tensor] = {}  # of the adapter, merged into the base
+        self._refit_s: float | None = None
         self._estimator: Estimator | None = None
         self._cost: float | None = None
         self.loss: Loss = own_loss  # of model and batch, for criteria that look at it at the cut
@@ -151,14 +154,43 @@ class Light:
             plan = _regated(self.plan, _times(scores, self._learnt))
         self.estimator.__exit__(None, None, None)
         before = self._sizes()
-        self.away = removed_parts(self._model, plan) if plan.merge_dropped else {}
-        apply_plan(self._model, plan, optimizer, away=self.away)
+        self._away = removed_parts(self._model, plan) if plan.merge_dropped else {}
+        refit = self._refit(scores, batches)
+        started = time.perf_counter()
+        apply_plan(self._model, plan, optimizer, away=self._away, refit=refit)
+        if refit is not None:
+            self._refit_s = time.perf_counter() - started
         if optimizer is not None:
             scale_rates(optimizer, self.config.rate_after_cut)
         self.plan, self.stage = plan, "cut"
         self.report = self._reported(plan, scores, before)
         self._estimator = None
         return self.report
+
+    def _refit(self, scores: Scores, batches: Callable[[], Sequence[Batch]]) -> Refit | None:
+        """What readers are fitted on at the cut, or nothing.
+
+        Raises ConfigError when it is asked for and there are no samples.
+        """
+        if self.config.refit is False or self.config.shrink_steps:  # what fades is gone already
+            return None
+        looked = list(batches())
+        if not looked:
+            if self.config.refit:
+                raise ConfigError("--refit needs training data to look at: give some")
+            return None
+        gates = _times(scores, self._learnt).gates if self.config.fold == "merge" else None
+        return Refit(looked, gates)
+
+    @property
+    def away(self) -> dict[str, Tensor]:
+        """What the plan needs besides to make this base of the dense one.
+
+        What the adapter lost, which was merged, and the weights that a refit changed.
+        """
+        if self.plan is None or self.report is None or self.report.refit_s is None:
+            return self._away
+        return self._away | readers_of(self._model, self.plan)
 
     def timed(self, before: float, after: float) -> None:
         """Put measured milliseconds per step into the report."""
@@ -193,6 +225,7 @@ class Light:
             losses=self.losses,
             budget=self.config.budget,
             cost=self._cost,
+            refit_s=self._refit_s,
         )
 
     @property
@@ -208,7 +241,7 @@ class Light:
         # A command's own configuration says more than what is cut.
         config = {f.name: getattr(self.config, f.name) for f in fields(LightPeftConfig)}
         about: dict[str, Any] = {"stage": self.stage, "config": config}
-        tensors: dict[str, Tensor] = self.away
+        tensors: dict[str, Tensor] = self.away if self.stage == "cut" else {}
         if self.stage == "estimation":
             tensors, about["estimator"] = self.estimator.state()
             tensors |= {f"learnt/{n}": t for n, t in self._learnt.items()}
@@ -234,7 +267,7 @@ class Light:
             self.plan = Plan.from_json(about["plan"], str(folder / STATE))
         if about["stage"] == "cut":
             assert self.plan is not None
-            self.away = tensors
+            self._away = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in READER}
             apply_plan(self._model, self.plan, away=tensors)
             self.stage, self.report = "cut", Report.from_json(about["report"])
         elif about["stage"] == "estimation":

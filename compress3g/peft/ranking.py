@@ -50,7 +50,7 @@ def ranking_of(
             f"--criterion {config.criterion} needs training data to look at: give some"
         )
     generator = torch.Generator().manual_seed(config.seed)
-    with _held(base):
+    with held(base):
         if criterion.needs == "steps":  # gates before the adapter: they scale what it reads too
             priced = zip(units, price(base, of_base(base, units)), strict=True)
             learnt = [replace(u, cost=p.cost) for u, p in priced]
@@ -91,7 +91,7 @@ def _valid(batch: Batch) -> Tensor:
 
 
 @contextmanager
-def _held(base: nn.Module) -> Iterator[None]:
+def held(base: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no gradient for any parameter of the model."""
     was, trained = base.training, [p for p in base.parameters() if p.requires_grad]
     base.eval()
@@ -121,7 +121,7 @@ def losses_of(
         raise ConfigError("--criterion auto compares losses on training data: give some")
     device = next(base.parameters()).device
     found = {}
-    with _held(base), torch.no_grad():
+    with held(base), torch.no_grad():
         for name, keep in keeps.items():
             closed = {
                 u.name: torch.zeros(u.size).index_fill(0, keep[u.name].cpu(), 1.0).to(device)

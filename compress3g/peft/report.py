@@ -15,7 +15,8 @@ class Report:
     params: of the base model before and after; sites: of heads and neurons alone; trained: of the
     adapter; correlations: Spearman's, of other scores of units with the gates; criterion: by which
     heads and neurons went; losses: of what "auto" chose from; skipped: steps whose gradients were
-    not finite; step_ms: median training step before and after, once measured.
+    not finite; refit_s: seconds of a cut with a refit; step_ms: median training step before and
+    after, once measured.
     """
 
     steps: int
@@ -32,6 +33,7 @@ class Report:
     losses: dict[str, float]
     budget: str | None = None
     cost: float | None = None
+    refit_s: float | None = None
     step_ms: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +65,8 @@ class Report:
             ("layers with it", _change(self.adapters)),
             ("ranks", _change(self.ranks)),
         ]
+        if self.refit_s is not None:
+            rows.append(("refit", f"{self.refit_s:.1f} s"))
         if self.step_ms is not None:
             before, after = self.step_ms
             rows.append(("step", f"{before:.1f} -> {after:.1f} ms ({before / after:.2f} x)"))

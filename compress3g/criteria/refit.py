@@ -143,7 +143,7 @@ def _folded(
         second = second + torch.outer(mean, mean)
     own = second[kept][:, kept]
     own.diagonal().add_(ridge * own.diagonal().mean())
-    a = _solve(own, second[kept][:, gone]).T  # [gone, kept]
+    a = solve(own, second[kept][:, gone]).T  # [gone, kept]
     columns = weight.to(torch.float64, copy=True).movedim(dim, -1)  # [outputs, taps ..., features]
     lost_columns = columns[..., gone]
     columns[..., kept] += lost_columns @ a
@@ -153,7 +153,7 @@ def _folded(
         yield bias, bias + shift.reshape(len(bias), -1).sum(1).to(bias.dtype)
 
 
-def _solve(own: Float[Tensor, "k k"], right: Float[Tensor, "k g"]) -> Float[Tensor, "k g"]:
+def solve(own: Float[Tensor, "k k"], right: Float[Tensor, "k g"]) -> Float[Tensor, "k g"]:
     """own^-1 right; the least squares solution of least norm where `own` is singular."""
     factor, failed = torch.linalg.cholesky_ex(own)
     if not int(failed):
