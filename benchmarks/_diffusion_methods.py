@@ -1,8 +1,9 @@
 """Ways to prune the digits pipeline that diffusion_quality.py compares, by name.
 
-Masks ("ecodiff", "step", "control") are learnt for the ratio they are pruned at; "ecodiff@0.3"
-prunes at any by those for 0.3. They are learnt with the defaults of `EcoDiffConfig`, and the steps.
-"+refit" adds the ridge regression of readers.
+Masks ("ecodiff", "ordered", "step", "control") are learnt for the ratio they are pruned at;
+"ecodiff@0.3" prunes at any by those for 0.3. They are learnt with the defaults of `EcoDiffConfig`,
+and the steps; "ordered" starts in the order of fisher's scores. "+refit" adds the ridge regression
+of readers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from compress3g.engine.checkpoint import load_tensors, save_tensors
 METHODS = (
     "ecodiff@0.3", "ecodiff", "magnitude", "taylor", "random", "fisher", "ecodiff+refit",
     "taylor+refit", "fisher+refit", "torch-pruning", "torch-pruning taylor", "control", "step",
+    "ordered@0.3", "ordered@0.3+refit",
 )  # fmt: skip
 ROUND_TO = 8  # kept channels; the model's layers have 16 to 48
 DRAWS = {"random": 2, "control": 2}  # of every seed; others have one
@@ -31,7 +33,7 @@ DRAWS = {"random": 2, "control": 2}  # of every seed; others have one
 # model has the memory.
 LEARNING: dict[str, Any] = {"batch": 8, "accumulate": 1, "steps": 8, "keep_last": 8}
 UPDATES = cd.EcoDiffConfig().updates
-KINDS: dict[str, Literal["last", "step"]] = {"ecodiff": "last", "step": "step"}
+LEARNT = {"ecodiff": "last", "ordered": "ordered", "step": "step"}  # to the masks' file
 INNER = True  # torch-pruning leaves the residual stream whole
 SETTINGS = (ROUND_TO, cd.EcoDiffConfig(**LEARNING), INNER)
 
@@ -67,8 +69,8 @@ class Methods:
                 n: z[torch.randperm(len(z), generator=order)]
                 for n, z in self._masks("last", target).items()
             }
-        elif name in KINDS:
-            scores = self._masks(KINDS[name], target)
+        elif name in LEARNT:
+            scores = self._masks(LEARNT[name], target)
         else:
             scores = self._of_criterion(name, draw)
         how["ratio"] = ratio
@@ -91,7 +93,7 @@ class Methods:
         cd.refit(pipe.unet, units, keep, lambda: range(0, len(self.captions), 8), run=run)
 
     def _config(self, name: str) -> Any:
-        known: Any = "ecodiff" if name in (*KINDS, "control") else name
+        known: Any = "ecodiff" if name in (*LEARNT, "control") else name
         return cd.PruneConfig(
             method=known, steps=self.steps, guidance=self.guidance, samples=len(self.captions),
             seed=self.seed, round_to=ROUND_TO,
@@ -107,12 +109,13 @@ class Methods:
             save_tensors(file, cd.scores_of(copy.deepcopy(self.pipe), self.captions, config), {})
         return load_tensors(file)[0]
 
-    def _masks(self, kind: Literal["last", "step"], target: float) -> dict[str, Tensor]:
+    def _masks(self, kind: str, target: float) -> dict[str, Tensor]:
         """Learnt for this ratio, or read from the folder; an interrupted run goes on."""
         file = self.folder / f"{kind}-{target:g}-{self.seed}.safetensors"
         if not file.exists():
             config = cd.EcoDiffConfig(
-                target=target, loss=kind, updates=self.updates, guidance=self.guidance,
+                target=target, loss="step" if kind == "step" else "last", updates=self.updates,
+                start="fisher" if kind == "ordered" else "open", guidance=self.guidance,
                 seed=self.seed, **LEARNING,
             )  # fmt: skip
             cd.learn_masks(

@@ -7,10 +7,11 @@ by each method, without retraining. Held-out captions of one, two and four objec
 share of images that are right in every digit and colour, by the classifier beside the model.
 Methods: `step` is EcoDiff's baseline, the loss of every step on its own; `control` keeps as many
 units of each group as `ecodiff`, but at random; `+refit` adds the ridge regression of readers;
-`ecodiff@0.3` prunes at any ratio by masks that were learnt for 30 %; torch-pruning is the library's
-own pruner, one ratio for all layers but the residual stream, which stays whole. Whatever a method
-looks at are training captions. Seeds draw these, the scores' own noise, and the images' noise.
-Everything that is finished is kept in `--work`, from where an interrupted run goes on.
+`ecodiff@0.3` prunes at any ratio by masks that were learnt for 30 %; `ordered` is EcoDiff from the
+order of `fisher`'s scores; torch-pruning is the library's own pruner, one ratio for all layers but
+the residual stream, which stays whole. Whatever a method looks at are training captions. Seeds draw
+these, the scores' own noise, and the images' noise. Everything that is finished is kept in
+`--work`, from where an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ MODEL = Path(__file__).parent.parent / "pipelines" / "digits_t2i"
 OBJECTS = (1, 2, 4)
 QUICK = "ecodiff,magnitude,taylor+refit,torch-pruning"
 SHEET = (
-    "dense,magnitude/0.3,taylor/0.3,ecodiff/0.3,ecodiff+refit/0.3,taylor/0.4,taylor+refit/0.4,"
-    "ecodiff@0.3/0.4,ecodiff@0.3+refit/0.4"
+    "dense,magnitude/0.2,taylor/0.2,ecodiff/0.2,magnitude/0.3,taylor/0.3,ecodiff/0.3,"
+    "ecodiff+refit/0.3,taylor/0.4,taylor+refit/0.4,ecodiff/0.4,ecodiff+refit/0.4"
 )
 ECODIFF = "ecodiff@0.3"  # that the goals are about
 PEERS = ("random", "magnitude", "taylor")  # that EcoDiff's goal names

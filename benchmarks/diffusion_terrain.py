@@ -8,14 +8,16 @@ surgery, kept channels unrounded. Error: of height fields from fresh noise at de
 dense fields' energy. Spectrum: mean gap in dB, over wavenumbers 1 to 64, between radially averaged
 power spectra of pruned and dense fields. What looks at data sees fields that the dense network
 makes, noised at four deviations; the loss is to get them back. `ecodiff@0.3` prunes at any ratio by
-masks learnt for 30 % against the dense fields, with the product's defaults and its one step
-(`--checkpoint` keeps what is learnt; left out with `--quick`). "+refit" is cd.refit on the same
+masks learnt for 30 % against the dense fields, with the product's defaults and its one step; "from
+fisher": in half of the updates, from logits in the order of fisher's scores (`--checkpoint` is a
+folder that keeps what is learnt; left out with `--quick`). "+refit" is cd.refit on the same
 batches.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,8 @@ from compress3g.diffusion.sheet import write_sheet
 
 RATIOS = (0.1, 0.2, 0.3, 0.4)
 METHODS = (
-    "random", "magnitude", "taylor", "fisher", "ecodiff@0.3",
-    "magnitude+refit", "fisher+refit", "ecodiff@0.3+refit",
+    "random", "magnitude", "taylor", "fisher", "ecodiff@0.3", "ecodiff@0.3 from fisher",
+    "magnitude+refit", "fisher+refit", "ecodiff@0.3+refit", "ecodiff@0.3 from fisher+refit",
 )  # fmt: skip
 DEVIATIONS = (SIGMA_MAX, 10.0, 2.0, 0.5)
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # noisy, sigma, difficulty, clean
@@ -110,20 +112,25 @@ def gap_to_onnx(model: TerrainUNet, file: Path) -> float | None:
     return worst
 
 
-def learnt(model: TerrainUNet, checkpoint: Path | None) -> Any:
-    """EcoDiff's logits for 30 %; the terrain's prompts are difficulties."""
+def learnt(model: TerrainUNet, folder: Path | None, start: Any = None) -> Any:
+    """EcoDiff's logits for 30 %; the terrain's prompts are difficulties. start: scores."""
     g = torch.Generator().manual_seed(7)
     difficulties = [str(d) for d in torch.rand(64, generator=g).tolist()]
     config = cd.EcoDiffConfig(target=0.3, steps=1, batch=4, accumulate=2)
-    return cd.learn_masks(Pipe(model), difficulties, config, checkpoint=checkpoint).logits
+    if start is not None:
+        config = replace(config, updates=config.updates // 2)
+    name = "open" if start is None else "ordered"
+    checkpoint = folder / f"{name}.checkpoint" if folder is not None else None
+    learned = cd.learn_masks(Pipe(model), difficulties, config, start=start, checkpoint=checkpoint)
+    return learned.logits
 
 
 def pruned(
     model: TerrainUNet, name: str, ratio: float, scores: Any, data: list[Batch]
 ) -> nn.Module:
-    method: Any = name.removesuffix("+refit")
+    method = name.removesuffix("+refit")
     pipe = Pipe(copy.deepcopy(model))
-    known = "magnitude" if method.startswith("ecodiff") else method
+    known: Any = method.partition("@")[0]  # how its scores are ranked
     config = cd.PruneConfig(method=known, ratio=ratio, round_to=1)
 
     def fit(denoiser: nn.Module, units: Any, keep: Any) -> None:
@@ -144,14 +151,15 @@ def run(options: Any, model: TerrainUNet) -> dict[str, Any]:
     scores = {name: score(criterion, evidence)[0] for name, criterion in criteria.items()}
     if not options.quick:
         scores["ecodiff@0.3"] = learnt(model, options.checkpoint)
+        scores["ecodiff@0.3 from fisher"] = learnt(model, options.checkpoint, scores["fisher"])
     rows: dict[str, Any] = {}
     pictures = [dense[:8]]
-    print(f"{'':17}" + "".join(f"{f'{r:.0%}: error':>14}{'dB':>6}" for r in RATIOS))
+    print(f"{'':29}" + "".join(f"{f'{r:.0%}: error':>14}{'dB':>6}" for r in RATIOS))
     fitted_to = data[:2] if options.quick else data
     for name in METHODS:
         if options.quick and (name == "magnitude+refit" or name.startswith("ecodiff")):
             continue
-        line = f"{name:17}"
+        line = f"{name:29}"
         for ratio in RATIOS:
             small = pruned(model, name, ratio, scores, fitted_to)
             fields = made(small, count, 1000)
@@ -174,7 +182,7 @@ def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--weights", type=Path, help="The network's ONNX file.")
     options_of.add_argument("--sheet", type=Path, help="PNG: dense, then each method at 30 %%.")
-    options_of.add_argument("--checkpoint", type=Path, help="Where EcoDiff's learning goes on.")
+    options_of.add_argument("--checkpoint", type=Path, help="Folder of EcoDiff's learning.")
     options = options_of.parse_args()
     torch.set_num_threads(1)
     file = onnx_file(options.weights)

@@ -21,6 +21,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "anneal": (0, 1),
     "learning_rate": (1e-8, 100),
     "init": (-10, 10),
+    "start_closed": (0, 1),
+    "slope": (1e-3, 100),
     "noise_floor": (1e-8, 10),
     "guidance": (0, 1e3),
     "seed": (0, 2**40),
@@ -55,7 +57,12 @@ class EcoDiffConfig:
     learning_rate: float = option(
         0.15, "Of Adam, down to 0 over the last quarter; paper 0.1 to 0.5, constant."
     )
-    init: float = option(1.0, "Logits at the start; paper 2.5 to 4, with --reg l1.")
+    init: float = option(1.0, "Logits at the start, all alike; paper 2.5 to 4, with --reg l1.")
+    start: Literal["open", "taylor", "fisher"] = option(
+        "open", "Logits start alike, or in the order of a score of the same prompts."
+    )
+    start_closed: float = option(0.5, "Share of what shall go that --start begins with closed.")
+    slope: float = option(4.0, "Logits of --start, in standard deviations of the order.")
     noise_floor: float = option(
         1e-6, "Bound of the gates' noise; paper 0.5 (U-Net), 0.1 (FLUX), 1 (SD3), with --reg l1."
     )

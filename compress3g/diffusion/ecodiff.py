@@ -28,11 +28,13 @@ from ..core import (
 from ..core.surgery import digest
 from ..engine.checkpoint import load_tensors, save_tensors
 from ..engine.progress import Progress
-from ..errors import BudgetError, FormatError, ScoreError
+from ..errors import BudgetError, ConfigError, FormatError, ScoreError
 from ..profile import count_flops
 from .config import EcoDiffConfig
+from .criterion_scores import criterion_scores
 from .learned import Learned
 from .learning import difference, frozen, short_of_memory
+from .ordered_start import ordered_logits
 from .pipelines import denoiser_of
 from .processes import generator, processes, seed_of, summed
 from .sampling import Prompt, Replay
@@ -48,6 +50,7 @@ _REMEDIES = (
     "--inner-checkpoint, --halves, --offload-latents, --keep-last 0, --batch 1, or a smaller "
     "picture"
 )
+_LOOKED_AT = 64  # prompts of the score that logits start by
 _TINY = 1e-15  # Adam's epsilon: one neuron's share of the cost is below the usual 1e-8
 
 
@@ -60,6 +63,7 @@ def learn_masks(
     checkpoint: Path | None = None,
     cache: Path | None = None,
     call: Mapping[str, Any] | None = None,
+    start: Mapping[str, Tensor] | None = None,
     after_update: Callable[[int, Mapping[str, float]], object] | None = None,
 ) -> Learned:
     """Masks under which the last latent of a diffusers pipeline changes least.
@@ -72,7 +76,8 @@ def learn_masks(
 
     prompts: texts, or class labels; units: what may go (default: all of `units_of`); checkpoint: a
     file to go on from, written every few updates; cache: a folder of dense last latents; call:
-    further options of the pipeline's call (height, ...); after_update: told the number of updates
+    further options of the pipeline's call (height, ...); start: scores whose order the logits start
+    in, instead of those of config.start; after_update: told the number of updates
     that are done and their last record; False from it ends learning.
     Several processes (accelerate, torchrun) share the trajectories of each update.
     Raises BudgetError for a target that cannot be reached, ScoreError when the very first loss is
@@ -80,7 +85,7 @@ def learn_masks(
     that is not finite ends learning: `stopped` says so, the logits are those before it.
     """
     config = config or EcoDiffConfig()
-    learning = _Learning(pipe, prompts, config, units, cache, call or {})
+    learning = _Learning(pipe, prompts, config, units, cache, call or {}, start)
     if checkpoint is not None and checkpoint.exists():
         learning.restore(checkpoint)
     with frozen(learning.denoiser, config.inner_checkpoint), Progress("learn") as progress:
@@ -110,6 +115,7 @@ class _Learning:
         units: Sequence[Units] | None,
         cache: Path | None,
         call: Mapping[str, Any],
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.pipe, self.prompts, self.config = pipe, list(prompts), config
         self.call = dict(call)
@@ -122,10 +128,12 @@ class _Learning:
         self._keep = _share_to_keep(self.units, total, config)
         gate = HardConcrete(beta=_BETA, eps=config.noise_floor)
         self.masks = Masks(self.units, gate, init=config.init).to(self.device)
+        if start is not None or config.start != "open":
+            self._order(start or self._scores())
         self.adam = torch.optim.Adam(self.masks.parameters(), lr=config.learning_rate, eps=_TINY)
-        start = float(self._open().detach())
+        first = float(self._open().detach())
         finish = max(1, round(config.anneal * config.updates))
-        self._target = Schedule(max(start, self._keep), self._keep, 0, finish, "linear")
+        self._target = Schedule(max(first, self._keep), self._keep, 0, finish, "linear")
         self._budget = AugmentedLagrangianBudget(
             self._keep,
             rho=config.rho,
@@ -149,6 +157,37 @@ class _Learning:
             whole = count_flops(lambda: replay.predict(replay.start(), t)).total
             priced = price(self.denoiser, found, lambda _: replay.predict(replay.start(), t))
         return priced, float(whole)
+
+    def _scores(self) -> Mapping[str, Tensor]:
+        """By config.start, of the first prompts; the same in all processes."""
+        if self.call.keys() - {"guidance_scale"}:
+            raise ConfigError(
+                f"start={self.config.start!r} looks at images by the pipeline's own options, not "
+                "those of `call`: give learn_masks the scores as `start`"
+            )
+        found = criterion_scores(
+            self.pipe,
+            [str(p) for p in self.prompts[:_LOOKED_AT]],
+            self.config.start,
+            units=self.units,
+            steps=self.config.steps,
+            guidance=self.config.guidance,
+            seed=self.config.seed,
+        )
+        summed(self._world, list(found.values()))  # devices round differently
+        return found
+
+    def _order(self, scores: Mapping[str, Tensor]) -> None:
+        ordered = ordered_logits(
+            scores,
+            self.units,
+            cost=self.config.cost,
+            slope=self.config.slope,
+            share=1 - self.config.start_closed * (1 - self._keep),
+            opened=self.masks.gate.open,
+        )
+        for name, z in self._logits().items():
+            z.data.copy_(ordered[name])
 
     def _open(self) -> Tensor:
         return open_ratio(self.masks.open(), self.units, self.config.cost)

@@ -14,6 +14,7 @@ import torch
 from compress3g.core import HardConcrete, gated, price
 from compress3g.core._layout import layout_of
 from compress3g.diffusion import EcoDiffConfig, Learned, Replay, ecodiff, learn_masks, units_of
+from compress3g.diffusion.criterion_scores import criterion_scores
 from compress3g.diffusion.ecodiff import _error, _Learning
 from compress3g.diffusion.learning import frozen
 from compress3g.diffusion.pipelines import denoiser_of
@@ -108,6 +109,26 @@ def test_masks_do_not_depend_on_the_scale_of_the_loss(monkeypatch):
         # float32, but a power of two rounds nothing; Adam's epsilon is below what matters.
         assert torch.allclose(small.logits[name], z, atol=1e-3)
     assert plain.history[-1]["open"] < plain.history[0]["open"]
+
+
+def test_logits_may_start_in_the_order_of_a_score():
+    """One that is given, or that of the pipeline's own images of the prompts."""
+    pipe = pipeline("SD3")
+    how = {**QUICK, "target": 0.12, "updates": 1, "learning_rate": 1e-8}
+    config = EcoDiffConfig(**how, start="fisher", start_closed=0.4)
+    learned = learn_masks(pipe, PROMPTS, config)
+    wanted = 1 - 0.4 * (1 - learned.history[0]["target"])
+    assert learned.history[0]["open"] == pytest.approx(wanted, abs=1e-4)
+    units = price(denoiser_of(pipe)[1], units_of(denoiser_of(pipe)[1]))
+    scores = criterion_scores(pipe, PROMPTS, "fisher", units=units, steps=QUICK["steps"])
+    given = learn_masks(pipe, PROMPTS, replace(config, start="open"), start=scores)
+    assert same(given.logits, learned.logits)
+    assert not same(learn_masks(pipe, PROMPTS, EcoDiffConfig(**how)).logits, learned.logits)
+
+
+def test_a_start_by_scores_of_images_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match="as `start`"):
+        learn(start="taylor")
 
 
 def test_the_error_is_a_mean_over_samples():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compress3g.core import gated
-from compress3g.diffusion import prune, skipped_of, units_of
+from compress3g.diffusion import PruneConfig, prune, skipped_of, units_of
 from compress3g.diffusion.pruned_models import kept_of
 from compress3g.diffusion.units import kind_of
 
@@ -38,6 +38,27 @@ def test_its_heads_and_channel_groups_are_found():
     assert not skipped_of(model)
     blocks = [m for m in model.modules() if isinstance(m, _terrain.Residual)]
     assert sum(kind_of(u) == "groups" for u in units_of(model)) == len(blocks)
+
+
+def test_the_benchmark_ranks_masks_as_the_product_does():
+    """Logits in one list of all groups, and not group by group as norms."""
+    g = torch.Generator().manual_seed(3)
+    units = units_of(network())
+    logits = {u.name: torch.randn(u.size, generator=g) + i for i, u in enumerate(units)}
+    name = "ecodiff@0.3"
+    theirs = diffusion_terrain.pruned(network(), name, 0.2, {name: logits}, [])
+
+    def kept_units(model):
+        keep = kept_of(model.config["compress3g"], units)
+        return {name: kept.tolist() for name, kept in keep.items()}
+
+    def by(method):
+        pipe = _terrain.Pipe(network())
+        prune(pipe, logits, **PruneConfig(method=method, ratio=0.2, round_to=1).how())
+        return kept_units(pipe.unet)
+
+    assert kept_units(theirs) == by("ecodiff")
+    assert kept_units(theirs) != by("magnitude")
 
 
 def test_what_is_left_computes_what_masking_does():
