@@ -1,15 +1,16 @@
 """Does a router beat one network of the same mean size where a network cannot hold everything?
 
-    python benchmarks/aptp_small.py [--quick] [--json] [--seeds 0,1,2] [--target .36] [--masks PATH]
+    python benchmarks/aptp_small.py [--quick] [--json] [--seeds 0,1,2] [--target .34] [--masks PATH]
 
-As aptp.py, at little over a third of the multiply-adds, where one network after as many updates
+As aptp.py, at a third of the multiply-adds, where one network after as many updates
 fails at four digits. Networks cut so far answer nothing right before they have learnt, and no
 caption is told from another: the router measures need at `--need`. Then every network has
 `--updates` of `--batch` captions at the times of the sampler, by the loss of `route finetune`:
-experts from the captions that are routed to them (with `--own`, also from others), single networks
-from all. Magnitude's is trained a second time, for as many updates as all experts together.
-`--masks` is a folder of ecodiffSEED.safetensors, the logits of EcoDiff's masks; they are learnt
-where there are none. What is finished stays in --work.
+experts from the captions that are routed to them and to larger ones (with `--own`, not to larger
+ones), single networks from all. Magnitude's is trained a second time, for as many updates as all
+experts together. `--masks` is a folder of ecodiffSEED.safetensors, the logits of EcoDiff's masks;
+they are learnt where there are none. `--validate` judges by other training captions and not by
+held-out ones: by them settings are chosen. What is finished stays in --work.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from train_digits import MEAN, SCALE
 import compress3g.diffusion as cd
 from compress3g.diffusion.aptp import AptpPipeline, Router, train_router
 from compress3g.diffusion.aptp.corpus import Corpus
+from compress3g.diffusion.aptp.finetune import lessons_of
 from compress3g.diffusion.calibration import noised_at
 from compress3g.diffusion.sampling import Replay
 from compress3g.engine.checkpoint import write_json
@@ -117,8 +119,9 @@ class Seed:
 
     def __init__(self, seed: int, options: Any) -> None:
         self.seed, self.options = seed, options
-        how = (options.target, options.grade, options.experts, options.updates, options.own)
-        folder = options.work / "-".join(f"{x:g}" for x in how)
+        how = (options.target, options.grade, options.experts, options.updates, options.training)
+        name = "-".join(f"{x:g}" for x in how) + kind_of_run(options)
+        folder = options.work / name
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / f"{seed}.json"
         self.row: dict[str, Any] = {"accuracy": {}, "cost": {}}
@@ -127,7 +130,9 @@ class Seed:
         self.pipe = cd.open_pipeline(MODEL)
         self.judge = Classifier.load(MODEL / "classifier.safetensors")
         self.training = captions_of(options.training, 100 + seed, held_out=False, shares=EVEN)
-        self.wanted = captions_of(options.captions, seed, held_out=True, shares=EVEN)
+        held_out = not options.validate
+        place = seed if held_out else 200 + seed
+        self.wanted = captions_of(options.captions, place, held_out=held_out, shares=EVEN)
         latents = (draw(self.training, np.random.default_rng(seed)) - MEAN) / SCALE
         self.corpus = Corpus.of(self.pipe, texts(self.training), latents=latents, steps=STEPS)
 
@@ -153,7 +158,8 @@ class Seed:
         options = self.options
         config = replace(
             ROUTER, experts=experts, target=options.target, grade=options.grade,
-            need=options.need, steps=options.steps, seed=self.seed,
+            need=options.need, directions=options.directions or None, steps=options.steps,
+            seed=self.seed,
         )  # fmt: skip
         return train_router(self.corpus, config)
 
@@ -213,13 +219,9 @@ def about(s: Seed, owner: AptpPipeline) -> dict[str, Any]:
     }
 
 
-def with_others(mine: Tensor, own: float) -> Tensor:
-    """Captions to draw from, so that a share of them is an expert's own, which are repeated."""
-    here, others = mine.nonzero()[:, 0], (~mine).nonzero()[:, 0]
-    if own == 1 or not len(here):
-        return here if len(here) else others
-    times = max(1, round(len(others) * own / (1 - own) / len(here)))
-    return torch.cat([here.repeat(times), others])
+def kind_of_run(options: Any) -> str:
+    """What tells a run from the default in the names of its files."""
+    return "_own" * options.own + "_validation" * options.validate
 
 
 def measure(s: Seed, name: str) -> None:
@@ -232,8 +234,9 @@ def measure(s: Seed, name: str) -> None:
         experts = []
         for i in range(options.experts):
             experts.append(copy.deepcopy(s.owner.expert(i)))
-            mine = with_others(chosen == i, options.own)
-            learn(experts[i], s.bank, mine, options, updates=options.updates, seed=i)
+            mine = lessons_of(s.owner.router, chosen, i, larger=not options.own).nonzero()[:, 0]
+            if len(mine):  # one that gets no prompt stays as it is
+                learn(experts[i], s.bank, mine, options, updates=options.updates, seed=i)
         tuned = AptpPipeline(s.pipe, s.owner.router, mode="finetuned", build=experts.__getitem__)
         s.row["router"] = about(s, s.owner)
         s.judged(name, tuned.generate, s.row["router"]["share"])
@@ -279,14 +282,16 @@ def goals_of(rows: Sequence[dict[str, Any]], target: float) -> list[dict[str, An
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--seeds", default="0,1,2", help="Which, with commas.")
-    made.add_argument("--target", type=float, default=0.36, help="Share of the multiply-adds.")
+    made.add_argument("--target", type=float, default=0.34, help="Share of the multiply-adds.")
     made.add_argument("--experts", type=int, default=3)
-    made.add_argument("--grade", type=float, default=5.0, help="As in AptpConfig.")
-    made.add_argument("--need", type=float, default=0.5, help="As in AptpConfig.")
-    made.add_argument("--own", type=float, default=1.0, help="Of what an expert learns from.")
+    made.add_argument("--grade", type=float, default=4.0, help="As in AptpConfig.")
+    made.add_argument("--need", type=float, default=0.7, help="As in AptpConfig.")
+    made.add_argument("--directions", type=int, default=1, help="As in AptpConfig; 0: all.")
+    made.add_argument("--own", action="store_true", help="Experts learn from their captions alone.")
+    made.add_argument("--validate", action="store_true", help="Judge by training captions.")
     made.add_argument("--rows", default=",".join(ROWS), help="Which to measure, with commas.")
-    made.add_argument("--steps", type=int, default=ROUTER.steps, help="Of the router's training.")
-    made.add_argument("--training", type=int, default=240, help="Training captions of each seed.")
+    made.add_argument("--steps", type=int, default=2, help="Of the router's training.")
+    made.add_argument("--training", type=int, default=480, help="Training captions of each seed.")
     made.add_argument("--captions", type=int, default=120, help="Held out, of each seed.")
     made.add_argument("--updates", type=int, default=120, help="Of each network.")
     made.add_argument("--batch", type=int, default=16, help="Captions of an update.")
@@ -306,9 +311,8 @@ def main() -> None:
             measure(s, name)
     rows = [s.row for s in every]
     show(rows)
-    own = "" if options.own == 1 else f"_own_{options.own:g}"
     report(
-        f"aptp_small_{options.target:g}{own}", options, seeds=seeds,
+        f"aptp_small_{options.target:g}{kind_of_run(options)}", options, seeds=seeds,
         goals=goals_of(rows, options.target), own=options.own,
         rows={f"seed {i}": r for i, r in zip(seeds, rows, strict=True)},
         target=options.target, experts=options.experts, grade=options.grade, need=options.need,

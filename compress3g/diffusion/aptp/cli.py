@@ -134,6 +134,7 @@ def _say_experts(owner: Any) -> None:
     "--whole-batches", is_flag=True,
     help="Every expert has whole batches of its captions, as in the paper, not its share of each.",
 )  # fmt: skip
+@click.option("--larger", is_flag=True, help="Experts learn from captions of larger ones, too.")
 @click.option("--dense", type=PATH, help="Folder of the dense pipeline, if MODEL has none.")
 @click.option("--cache", type=PATH, help="Folder for the dense model's images.")
 @click.option(
@@ -148,6 +149,7 @@ def finetune(
     captions: Path,
     common: float,
     whole_batches: bool,
+    larger: bool,
     dense: Path | None,
     cache: Path | None,
     store: str,
@@ -170,8 +172,8 @@ def finetune(
     teacher = open_folder(dense, device, "float32") if dense is not None else None
     checkpoints = output.with_name(f"{output.name}.checkpoints")
     tuned = finetune_experts(
-        owner, prompts, config, common=common, whole_batches=whole_batches, teacher=teacher,
-        checkpoints=checkpoints, cache=cache,
+        owner, prompts, config, common=common, whole_batches=whole_batches, larger=larger,
+        teacher=teacher, checkpoints=checkpoints, cache=cache,
     )  # fmt: skip
     tuned.pipe.to(getattr(torch, store))  # experts take after it
     tuned.save(output)

@@ -24,6 +24,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "bundle": (1, 10**6),
     "grade": (1, 1e4),
     "need": (1e-3, 1 - 1e-6),
+    "directions": (1, 10**6),
     "sinkhorn": (1e-3, 10),
     "sinkhorn_iterations": (1, 10**4),
     "temperature": (1e-4, 100),
@@ -68,6 +69,11 @@ class AptpConfig:
         None,
         "With graded: target at which it is measured which prompt needs how much; unset: the same. "
         "Networks that are cut so far that they answer nothing right tell no prompts apart (ours).",
+    )
+    directions: int | None = option(
+        None,
+        "With graded: need is told apart along so many principal directions of the embeddings, so "
+        "that prompts of a kind stay together; unset: along all (ours).",
     )
     noise: Literal["logistic", "gumbel"] = option(
         "logistic", "Of the gates: zero on average (ours), or one Gumbel variable as released."

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from ...core import gated
 from ...errors import ConfigError
@@ -22,6 +23,7 @@ from .codes import as_gates
 from .encoder import PIPELINE, embedding_in
 from .experts import expert_of
 from .pipeline import Answer, AptpPipeline, instead
+from .router import Router
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def finetune_experts(
     *,
     common: float = 0.0,
     whole_batches: bool = False,
+    larger: bool = False,
     teacher: Any = None,
     checkpoints: Path | None = None,
     cache: Path | None = None,
@@ -42,7 +45,8 @@ def finetune_experts(
     Codes and router stay. First, for the share `common` of the updates, all experts learn together
     as parts of one network (ours). Then each is trained on the prompts that the router sends to it,
     and gets its share of every batch, or with `whole_batches` as much as a network alone would, as
-    in the paper, which is N times the work; one that gets none stays as it is.
+    in the paper, which is N times the work; one that gets none stays as it is. With `larger` an
+    expert learns from the prompts of larger experts too (ours, see `lessons_of`).
 
     teacher: the dense pipeline (default: the owner's own, which must then hold the dense denoiser);
     checkpoints: a folder to go on from; cache: a folder of dense images. Raises ConfigError without
@@ -63,7 +67,7 @@ def finetune_experts(
             checkpoint=checkpoints / "common.safetensors" if checkpoints else None, cache=cache,
         )  # fmt: skip
     rest = config.updates - first
-    chosen = owner.route(prompts).experts.tolist()
+    chosen = owner.route(prompts).experts
     trained: dict[int, nn.Module] = {}
     for index, keep in enumerate(owner.router.keep):
         expert = owner.expert(index)
@@ -71,7 +75,8 @@ def finetune_experts(
             expert = expert_of(started, owner.router.space, keep, index=index)
         # What an expert shares with the dense network, or with the others, must not learn.
         expert = copy.deepcopy(expert)
-        mine = [p for p, i in zip(prompts, chosen, strict=True) if i == index]
+        rows = lessons_of(owner.router, chosen, index, larger=larger).nonzero()[:, 0]
+        mine = [prompts[i] for i in rows.tolist()]
         if mine and rest:
             student = copy.copy(teacher)
             student.register_modules(**{attribute: expert})
@@ -87,6 +92,20 @@ def finetune_experts(
             _log.warning("expert %d gets no prompt of these, and stays as it is", index)
         trained[index] = expert
     return AptpPipeline(owner.pipe, owner.router, mode="finetuned", build=trained.__getitem__)
+
+
+def lessons_of(
+    router: Router, chosen: Int[Tensor, "n"], index: int, *, larger: bool = False
+) -> Bool[Tensor, "n"]:
+    """Which prompts an expert learns from: those that come to it; none where none does.
+
+    With `larger`, those of larger experts besides (ours): an image of much teaches what one of
+    little needs, which alone has less to teach, and not the other way round.
+    """
+    mine = chosen == index
+    if larger and mine.any():
+        mine = mine | (router.shares[chosen] > router.shares[index])
+    return mine
 
 
 def learn_together(

@@ -67,6 +67,19 @@ def by_need(
     return plan.argmax(1)
 
 
+def leading(z: Float[Tensor, "n d"], count: int | None) -> Float[Tensor, "n k"]:
+    """Embeddings along their `count` principal directions, or as they are.
+
+    Errors grow with all that there is in an image, so that a caption of one white digit seems to
+    need as much as one of two red ones. Few directions tell kinds of prompts apart, and no more.
+    """
+    if count is None or count >= min(z.shape):
+        return z
+    left, values, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    along: Tensor = left[:, :count] * values[:count]
+    return along
+
+
 def fitted(
     z: Float[Tensor, "n d"], wanted: Float[Tensor, "n U"]
 ) -> tuple[Float[Tensor, "U d"], Float[Tensor, "U"]]:

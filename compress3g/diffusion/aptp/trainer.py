@@ -31,7 +31,7 @@ from .config import AptpConfig
 from .corpus import Corpus, Sample
 from .encoder import PIPELINE
 from .harden import hardened
-from .need import by_need, errors_of, fitted
+from .need import by_need, errors_of, fitted, leading
 from .router import Predictor, Router
 from .start import by_magnitude, graded
 from .transport import Recent, transport
@@ -253,7 +253,8 @@ class _Training:
         hard = [as_gates(self.code.hard(c), space) for c in asked - config.bias]
         gates = {n: torch.stack([g[n] for g in hard]).to(self.device) for n in hard[0]}
         errors = errors_of(self.corpus, space, gates, seeded_generator(config.seed, 5))
-        self._chosen = by_need(errors, self.z, evenly=config.transport)
+        told = leading(self.z, config.directions)
+        self._chosen = by_need(errors, told, evenly=config.transport)
 
     def _share_gradients(self) -> None:
         """The mean over processes."""

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from compress3g.core import gated
-from compress3g.diffusion.aptp.need import by_need, errors_of, fitted
+from compress3g.diffusion.aptp.need import by_need, errors_of, fitted, leading
 from compress3g.diffusion.aptp.trainer import _Training, train_router
 from compress3g.engine.checkpoint import load_tensors
 
@@ -47,6 +47,18 @@ def test_the_assignment_is_the_cheapest_even_one(seed):
     # Sinkhorn's plan is a little soft: a prompt may lie between two codes.
     assert torch.bincount(chosen, minlength=4).sub(10).abs().max() <= 2
     assert found == pytest.approx(best, abs=0.03 * float(errors.std()) * 40)
+
+
+def test_along_one_direction_prompts_of_a_kind_stay_together():
+    g = torch.Generator().manual_seed(0)
+    kind, detail = torch.arange(3.0).repeat_interleave(20), torch.randn(60, 4, generator=g)
+    z = torch.cat([5 * kind[:, None], detail], 1)
+    # Larger codes gain with the kind, and as much with a detail of the prompt.
+    errors = (kind + 2 * detail[:, 0])[:, None] * torch.tensor([3.0, 2.0, 1.0])
+    together = by_need(errors, leading(z, 1))
+    assert all(len(together[kind == k].unique()) == 1 for k in range(3))
+    assert any(len(by_need(errors, z)[kind == k].unique()) > 1 for k in range(3))
+    assert leading(z, None) is z
 
 
 def test_without_even_use_every_prompt_gets_what_errs_least():

@@ -186,6 +186,23 @@ def test_an_expert_has_whole_batches_or_its_share_of_each(routed, monkeypatch, w
     assert [rows for _, rows in seen] == pytest.approx(due)
 
 
+def test_an_expert_may_learn_from_the_prompts_of_larger_ones_too(routed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "compress3g.diffusion.aptp.finetune.finetune",
+        lambda student, teacher, prompts, config, **rest: seen.append(prompts),
+    )
+    finetune_experts(routed, PROMPTS, FinetuneConfig(updates=6), larger=True)
+    chosen = routed.route(PROMPTS).experts.tolist()
+    cost = routed.router.shares.tolist()
+    assert len({cost[i] for i in chosen}) > 1
+    due = [
+        [p for p, j in zip(PROMPTS, chosen, strict=True) if j == i or cost[j] > cost[i]]
+        for i in sorted(set(chosen))
+    ]
+    assert seen == due
+
+
 def test_a_pipeline_with_two_text_encoders_is_routed_by_the_pooled_text_of_the_second():
     pipe = pipeline("SDXL")
     prompts = ["a red cat", "a blue dog", "three red cat", "a dog above a cat"]
