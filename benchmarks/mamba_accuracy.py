@@ -63,7 +63,12 @@ def settings(keep: float, layers: tuple[int, ...]) -> dict[str, PruneConfig]:
         f"merged, {align}, {conv}": replace(plain, method="merge", align=align, conv_align=conv)
         for align, conv in (("current", "zero"), ("none", "zero"))
     }
-    for name in ("r_meeto", "top_vim_code", "utr", "evit", "random"):
+    made |= {
+        f"{kind}, {align}, {conv}": replace(plain, method=method, align=align, conv_align=conv)
+        for kind, method in (("merged", "merge"), ("ward", "ward"))
+        for align, conv in (("size", "none"), ("none", "hold"), ("size", "hold"))
+    }
+    for name in ("ward", "r_meeto", "top_vim_code", "utr", "evit", "random"):
         made[name] = preset(name, schedule)
     made |= {f"{s}, current, zero": replace(plain, score=s) for s in SCORES}
     made |= {f"{s}, none, zero": replace(plain, score=s, align="none") for s in SCORES}
@@ -82,15 +87,16 @@ def settings(keep: float, layers: tuple[int, ...]) -> dict[str, PruneConfig]:
 
 # In the order in which they are trained: what a short run has is the heart of the matter.
 CONTENDERS = (
-    "hidden_attention, none, zero", "r_meeto", "l1, current, zero", "clip, none, zero",
+    "ward", "hidden_attention, none, zero", "r_meeto", "l1, current, zero", "clip, none, zero",
     "l1, none, none", "l1, none, zero", "clip, current, zero", DENSE,
     "hidden_attention, none, none", "hidden_attention, none, hold", "l1, none, hold",
     "clip, current, none", MERGED, "random", "utr", "evit", "clip, none, none",
-    "l1, current, none", "random, none, zero", "merged, none, zero",
+    "l1, current, none", "random, none, zero", "merged, none, zero", "merged, none, hold",
+    "merged, size, none", "merged, size, hold", "ward, none, hold", "ward, size, none",
 )  # fmt: skip
-FIRST = 3  # of them for all seeds before any other
+FIRST = 4  # of them for all seeds before any other
 RIVALS = ("r_meeto", "utr", "evit", "random", "top_vim_code", DENSE)  # may not be chosen
-QUICK = ("l1, current, zero", "r_meeto", "l1, none, none", MERGED, "clip, current, none")
+QUICK = ("l1, current, zero", "ward", "r_meeto", "l1, none, none", MERGED, "clip, current, none")
 
 
 class OutOfTime(Exception):
@@ -189,7 +195,7 @@ def fine_tuned(data_set: DataSet, chosen, parts: dict[str, Pictures], answers: A
     """Trains each contender for equal steps, by seed, keep and name, and asks all splits."""
     runs = [
         (seed, keep, name)
-        for names in (CONTENDERS[:FIRST], CONTENDERS[FIRST:])
+        for names in _in_turn(chosen)
         for seed in range(chosen.seeds)
         for keep in chosen.keeps
         for name in names
@@ -204,6 +210,13 @@ def fine_tuned(data_set: DataSet, chosen, parts: dict[str, Pictures], answers: A
         _fine_tune(data_set, chosen, parts, answers, told, (seed, keep, name))
 
 
+def _in_turn(chosen) -> list[tuple[str, ...]]:
+    """Contenders of which all seeds come before those of the next group."""
+    if chosen.only is None:
+        return [CONTENDERS[:FIRST], CONTENDERS[FIRST:]]
+    return [tuple(name for name in CONTENDERS if name in chosen.only)]
+
+
 def _key(split: str, keep: float, name: str, seed: int) -> str:
     at = name if name == DENSE else f"{keep:g} {name}"
     return f"fine-tuned {split} {at} seed {seed}"
@@ -215,8 +228,9 @@ def _fine_tune(data_set, chosen, parts, answers, told, run) -> None:
     model = student.model.to(chosen.device)
     if name != DENSE:
         apply_patch(model, settings(keep, data_set.layers)[name])
-    epochs = chosen.steps * data_set.fine.batch / len(parts["train"])
-    recipe = replace(data_set.fine, epochs=epochs, seed=seed)
+    size = chosen.pictures or data_set.fine.batch
+    epochs = chosen.steps * size / len(parts["train"])
+    recipe = replace(data_set.fine, epochs=epochs, seed=seed, batch=size)
     train(model, parts["train"], student.preprocess, recipe,
           teacher=teacher.model.to(chosen.device))  # fmt: skip
     if chosen.weights is not None:
@@ -270,7 +284,7 @@ def compared(rows: dict[str, Any], answers: Answers, chosen) -> dict[str, Any]:
             ("fine-tuned {}", [f" seed {s}" for s in range(chosen.seeds)]),
         ):
             picked = best(rows, start.format("validation"), keep)
-            for role, ours in (("default", named), ("chosen", picked)):
+            for role, ours in (("default", named), ("ward", "ward"), ("chosen", picked)):
                 test = start.format("test")
                 keys = [[f"{test} {keep:g} {n}{e}" for e in ends] for n in (ours, "r_meeto")]
                 both = [e for e in zip(*keys, strict=True) if all(map(answers.has, e))]
@@ -299,10 +313,12 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--batch", type=int, default=50, help="Of pictures that are asked.")
     options.add_argument("--steps", type=int, default=STEPS)
+    options.add_argument("--pictures", type=int, help="Of a step; unset, the recipe's 128.")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--keeps", default="0.65,0.8")
     options.add_argument("--share", default="1/1")
     options.add_argument("--contenders", action="store_true", help="Only those of fine-tuning.")
+    options.add_argument("--only", action="append", help="This setting; may be repeated.")
     options.add_argument("--minutes", type=float, default=1e9, help="Begin nothing after these.")
     chosen = options.parse_args()
     data_set = DATA_SETS[chosen.dataset]
@@ -313,7 +329,7 @@ def main() -> None:
     found = load_checkpoint(chosen.model)
     found.model.to(chosen.device)
     answers = Answers(None if chosen.quick else chosen.work, chosen.minutes)
-    names = CONTENDERS if chosen.contenders else None
+    names = CONTENDERS if chosen.contenders else chosen.only
     if chosen.quick:
         pictures = open_data(chosen.model.parent / "test_500.npz")
         assert isinstance(pictures, Arrays)
@@ -342,8 +358,10 @@ def main() -> None:
     ]
     name = "mamba_accuracy" if chosen.dataset == "fashion" else f"mamba_accuracy_{chosen.dataset}"
     name += "_fine_tuned" if chosen.part == "fine-tuned" else ""
+    name += "_only" if chosen.only else ""
     report(name, chosen, seeds=list(range(chosen.seeds)), goals=goals, rows=rows,
-           layers=data_set.layers, steps=chosen.steps)  # fmt: skip
+           layers=data_set.layers, steps=chosen.steps,
+           pictures=chosen.pictures or data_set.fine.batch)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ One thread, float32, random weights (speed does not depend on them), processor t
 pruned passes alternate, and the ratio is the median over neighbours with its 95 % interval. Tokens
 go after blocks 5, 10 and 15 (2409.18962). `realised` is the speed-up over the ideal one, the ratio
 of multiply-adds in the papers' convention. What alignment costs is measured at the same tokens:
-scan and convolution alignment, each and together, against neither.
+scan and convolution alignment, each and together, against neither; so is what merging costs
+(`ward`, `r_meeto`) against dropping as many.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 import torch
 from _report import goal, parser, report
 
-from compress3g.mamba import PruneConfig, PruneSchedule, create_model, flops, pruned
+from compress3g.mamba import PruneConfig, PruneSchedule, create_model, flops, preset, pruned
 from compress3g.mamba.bench import benchmark
 from compress3g.profile import compare
 
@@ -42,28 +43,33 @@ def main() -> None:
     images = torch.randn(chosen.batch, 3, 224, 224)
     rows, goals = {}, []
     for keep, limit in REALISED.items():
-        speed = benchmark(model, [config(keep)], images=images, seconds=seconds)[0]
-        realised = 100 * speed.speed_up / speed.ideal
-        rows[f"keep {keep}"] = {**speed.to_json(), "realised": realised}
-        print(f"keep {keep}: {speed.speed_up:.2f}x, ideal {speed.ideal:.2f}x")
-        goals.append(goal(f"speed-up realised at keep {keep}", realised, limit, unit="%"))
+        ward = preset("ward", config(keep).schedule)
+        for name, setting in ((f"keep {keep}", config(keep)), (f"ward at keep {keep}", ward)):
+            speed = benchmark(model, [setting], images=images, seconds=seconds)[0]
+            realised = 100 * speed.speed_up / speed.ideal
+            rows[name] = {**speed.to_json(), "realised": realised}
+            print(f"{name}: {speed.speed_up:.2f}x, ideal {speed.ideal:.2f}x")
+            goals.append(goal(f"speed-up realised, {name}", realised, limit, unit="%"))
 
         def run(setting: PruneConfig) -> torch.Tensor:
             with torch.inference_mode(), pruned(model, setting):
                 return model(images)
 
         naive = partial(run, config(keep, align="none", conv_align="none"))
-        parts = {"both": {}}
+        parts = {"alignment of both": config(keep), "merging by ward": ward}
         if not chosen.quick:
-            parts |= {"scan": {"conv_align": "none"}, "convolution": {"align": "none"}}
-        for name, changes in parts.items():
-            ratio = compare(naive, partial(run, config(keep, **changes)), seconds=seconds,
-                            clock="cpu")  # fmt: skip
+            parts |= {
+                "alignment of scan": config(keep, conv_align="none"),
+                "alignment of convolution": config(keep, align="none"),
+                "ordered merging": preset("r_meeto", ward.schedule),
+            }
+        for name, setting in parts.items():
+            ratio = compare(naive, partial(run, setting), seconds=seconds, clock="cpu")
             cost = 100 * (ratio.median - 1)
-            rows[f"alignment of {name} at keep {keep}"] = {
+            rows[f"{name} at keep {keep}"] = {
                 "percent": cost, "low": 100 * (ratio.low - 1), "high": 100 * (ratio.high - 1),
             }  # fmt: skip
-            print(f"alignment of {name} at keep {keep}: {cost:+.1f} %")
+            print(f"{name} at keep {keep}: {cost:+.1f} %")
         both = rows[f"alignment of both at keep {keep}"]["percent"]
         goals.append(
             goal(f"cost of alignment at keep {keep}", both, MOST_OF_ALIGNMENT, unit="%",

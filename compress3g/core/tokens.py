@@ -51,7 +51,10 @@ def _may_look(score: Tensor) -> bool:
 
 def gather_tokens(x: Shaped[Tensor, "b n d"], index: Int[Tensor, "b k"]) -> Shaped[Tensor, "b k d"]:
     """The tokens of `index`, row by row."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+    # Whole tokens are copied at once, which `gather` along the second axis does not do.
+    first = torch.arange(len(x), device=index.device)[:, None] * x.shape[1]
+    picked = x.flatten(0, 1).index_select(0, (first + index).flatten())
+    return picked.view(*index.shape, x.shape[-1])
 
 
 def scatter_tokens(

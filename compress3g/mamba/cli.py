@@ -57,8 +57,10 @@ def info(ckpt: Path, as_json: bool) -> None:
         "pruning": described(found.pruning),
         "tokens": list(flops(config, schedule).tokens),
     }
+    method = found.pruning.method if found.pruning else "drop"
     for convention in ("paper", "true"):
-        figures[f"macs_{convention}"] = flops(config, schedule, convention=convention).total
+        cost = flops(config, schedule, convention=convention, method=method)
+        figures[f"macs_{convention}"] = cost.total
         figures[f"macs_{convention}_dense"] = flops(config, convention=convention).total
     figures["preprocess"] = dataclasses.asdict(found.preprocess)
     figures["about"] = found.about

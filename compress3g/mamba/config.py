@@ -12,10 +12,10 @@ from .holes import Align, ConvAlign
 from .models.family import blocks_of, prune_points
 from .schedule import Mode, PruneSchedule
 from .scores import Score
-from .select import Method
+from .select import MERGING, Method
 
 Number = TypeVar("Number", int, float)
-Preset = Literal["top", "top_vim_code", "evit", "random", "r_meeto", "utr"]
+Preset = Literal["top", "top_vim_code", "evit", "random", "r_meeto", "utr", "ward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,11 @@ class PruneConfig:
         if self.schedule.mode == "threshold" and self.method != "drop":
             raise ConfigError(
                 f"method {self.method} needs a count: use mode ratio, count or tokens"
+            )
+        if self.align == "size" and self.method not in MERGING:
+            raise ConfigError(
+                f"method {self.method} merges nothing, so that align size has no sizes: "
+                "use method ward, merge or utr"
             )
         if self.max_gap is not None and self.max_gap < 0:
             raise ConfigError(f"max_gap counts positions, got {self.max_gap}")
@@ -71,15 +76,18 @@ _PRESETS: dict[Preset, dict[str, Any]] = {
     "random": {"score": "random", **_NAIVE},
     "r_meeto": {"method": "merge", **_NAIVE},
     "utr": {"method": "utr", "score": "clip", **_NAIVE},
+    "ward": {"method": "ward", "align": "size", "conv_align": "hold"},
 }
 
 
 def preset(name: Preset, schedule: PruneSchedule) -> PruneConfig:
-    """A published method on a schedule of yours, so that all have the same number of tokens.
+    """A method with a name on a schedule of yours, so that all have the same number of tokens.
 
     `top` is 2409.18962 as its paper has it, `top_vim_code` as its code has it (score and place of
     the class token; its second class tokens in batches are left out), `evit` 2202.07800, `r_meeto`
-    2412.12496, `utr` 2410.14725. Raises ConfigError for another name.
+    2412.12496, `utr` 2410.14725. `ward` is ours: pairs merge whose merging loses least,
+    convolutions see the last token in holes, and scans are told how many each stands for. Raises
+    ConfigError for another name.
     """
     if name not in _PRESETS:
         raise ConfigError(f"no preset {name!r}: use {', '.join(_PRESETS)}")
@@ -96,8 +104,8 @@ class PruneOptions:
     flops: float | None = option(None, "Share of the FLOPs that may be left, in place of --keep.")
     layers: str | None = option(None, "Blocks after which tokens go, as 5,10,15 (default: three).")
     mode: Mode = option("ratio", "Whether --keep is a share, a count, a loss or a share of scores.")
-    preset: Preset | None = option(None, "A published method; overrules the options below.")
-    method: Method = option("drop", "Drop tokens, fuse them (evit) or merge them.")
+    preset: Preset | None = option(None, "A method with a name; overrules the options below.")
+    method: Method = option("drop", "Drop tokens, fuse (evit), or merge them (merge, utr, ward).")
     score: Score = option("l1", "What a token is worth.")
     align: Align = option("current", "Decay of the state over holes.")
     conv_align: ConvAlign = option("zero", "What convolutions see in holes.")

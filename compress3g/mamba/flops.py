@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
 from .schedule import PruneSchedule
+from .select import UNSCORED, Method, pairs
 
 if TYPE_CHECKING:
     from .models import Config
@@ -24,7 +25,11 @@ class Cost:
 
 
 def flops(
-    model: Any, schedule: PruneSchedule | None = None, *, convention: Convention = "paper"
+    model: Any,
+    schedule: PruneSchedule | None = None,
+    *,
+    convention: Convention = "paper",
+    method: Method = "drop",
 ) -> Cost:
     """Multiply-adds of one image through `model`, or a model of that configuration.
 
@@ -32,7 +37,8 @@ def flops(
     direction, of MambaVision neither scans nor the products of attention. It gives the published
     1.45 G (Vim-T), 5.08 G (Vim-S), 3.0, 8.1 and 14.4 G (PlainMamba), 4.9, 8.7 and 15.4 G (VMamba),
     and 5.1, 7.5 and 15.0 G (MambaVision-T2, S, B; of T 4.46 where 4.4 is published). `true` counts
-    all directions, 3 multiply-adds and an exponential per state element, attention, and scores.
+    all directions, 3 multiply-adds and an exponential per state element, attention, scores, and
+    what a `method` compares that looks for what is alike.
     A schedule by threshold depends on the image: it counts as keeping everything.
 
     >>> from .models import VimConfig
@@ -51,9 +57,10 @@ def flops(
         once = config.block_cost(home, block, count + extra, convention)
         total += stages[home].sequences * once
     if convention == "true" and schedule is not None and not schedule.dense:
-        for layer in schedule.layers:  # scores
-            stage = stages[homes[layer - 1]]
-            total += stage.sequences * (counts[layer - 1] + extra) * stage.inner
+        for layer in schedule.layers:
+            stage, before = stages[homes[layer - 1]], counts[layer - 1]
+            scores = 0 if method in UNSCORED else (before + extra) * stage.inner
+            total += stage.sequences * (scores + pairs(method, before) * stage.width)
     tokens = tuple(
         stages[home].sequences * (n + extra) for home, n in zip(homes, counts, strict=True)
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .models.cross_scan import Lines
 
 Align = Literal[
-    "none", "hold", "current", "previous", "mean", "bias", "recorded", "learned", "masked"
+    "none", "hold", "current", "previous", "mean", "bias", "recorded", "learned", "masked", "size"
 ]
 ConvAlign = Literal["none", "zero", "hold"]
 
@@ -35,7 +35,8 @@ class Holes:
     gap * Delta of the kept token before, `mean` gap * the mean Delta of the row, `bias`
     gap * softplus(b), `recorded` the sum of the Delta that the pruned tokens had in the layer that
     pruned them, `learned` gap * Delta_k * sigmoid(g). `masked` runs all positions with u = 0 in
-    holes: what `bias` must equal, and no faster than the dense model.
+    holes: what `bias` must equal, and no faster than the dense model. `size` has no decay over
+    holes: a token that stands for s of them takes a larger step, softplus(x + log(s) / 2).
     conv_align: what the convolution sees in a hole: nothing at all (`none`: neighbours close up),
     zeros, or the last kept value in scan order (`hold`).
     """
@@ -48,12 +49,13 @@ class Holes:
     valid: Bool[Tensor, "b k"] | None = None  # False for padding of images that keep fewer tokens
     recorded: tuple[Tensor, Tensor] | None = None  # decay (b, k, e) before each token, by direction
     gate: Float[Tensor, "ways e"] | None = None  # sigmoid(g) of this layer
+    size: Float[Tensor, "b k"] | None = None  # tokens merged into each
     grid: tuple[int, int] = (0, 0)  # that `positions` lie on, where there is no class token
 
     @property
     def decays(self) -> bool:
         """Whether the scan has to know about holes."""
-        return self.align not in ("none", "hold")
+        return self.align not in ("none", "hold", "size")
 
     @cached_property
     def gaps(self) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b k"]]:
@@ -67,6 +69,17 @@ class Holes:
         forward = torch.cat([none, between], dim=1)
         backward = torch.cat([between, none], dim=1)
         return forward.int(), backward.int()
+
+    @cached_property
+    def longer(self) -> Float[Tensor, "b k 1"] | None:
+        """What tokens add to Delta before its softplus, for the tokens that they stand for.
+
+        log(s) / 2: where Delta is small, softplus(x) is near exp(x) and the step grows as sqrt(s).
+        As log(s) does in attention (2210.09461, 3), it makes one token weigh what several did.
+        """
+        if self.align != "size" or self.size is None:
+            return None
+        return self.size.log()[..., None] / 2
 
     @cached_property
     def ways(self) -> list[Any]:

@@ -22,7 +22,7 @@ from .models.bimamba import Mixed
 from .models.family import Family, Grid, Parts, family_of, prune_points
 from .schedule import PruneSchedule
 from .scores import NEED_CLS, Score, score_tokens
-from .select import METHODS, Method, Reduced, Stream, centred, drop_ragged
+from .select import METHODS, UNSCORED, Method, Reduced, Stream, centred, drop_ragged
 
 _PATCH = "_token_pruning"
 _INFO = "_token_info"
@@ -89,7 +89,7 @@ class TokenPruning:
         for number, layer in enumerate(self.family.blocks(model), start=1):
             point = schedule.layers.index(number) if number in schedule.layers else None
             goes = point is not None and run.goes(point, stream)
-            inside = goes and self.config.method != "merge"
+            inside = goes and self.config.method not in UNSCORED
             holes = run.holes(number, self.family.inner(layer))
             parts, mixed = self.family.step(layer, stream.parts, run.grid, holes, inside)
             stream = replace(stream, parts=parts)
@@ -127,6 +127,7 @@ def _check_settings(family: Family, config: PruneConfig) -> None:
         f"score {config.score} needs a class token": config.score in NEED_CLS,
         f"score {config.score} needs a gate": config.score == "gated" and not family.gated,
         "align recorded follows the two scans of Vim": config.align == "recorded",
+        "align size makes the steps of Vim's scans longer": config.align == "size",
         "align masked is an oracle for Vim": config.align == "masked",
         "a 2-D convolution has no last token: use conv_align zero": (
             family.plane and config.conv_align == "hold"
@@ -251,6 +252,7 @@ class _Run:
             max_gap=config.max_gap,
             valid=left.valid,
             recorded=self._recorded,
+            size=left.size,
             grid=grid,
         )
 

@@ -16,6 +16,7 @@ from .config import PruneConfig
 from .flops import flops
 from .models import family_of
 from .patch import apply_patch, pruned, pruning_of
+from .select import UNSCORED
 
 _SIDE, _MARGIN, _GAP = 300, 32, 20  # pixels
 _TITLE, _CAPTION = 24, 18  # font sizes
@@ -93,8 +94,8 @@ def show_kept(checkpoint: Checkpoint, picture: Image.Image, name: str) -> Shown:
 
 
 def _rule(c: PruneConfig) -> str:
-    kind = {"drop": "Dropped", "evit": "Fused", "merge": "Merged", "utr": "Matched"}[c.method]
-    scored = "by likeness" if c.method == "merge" else f"by score {c.score}"
+    kind = {"drop": "Dropped", "evit": "Fused", "utr": "Matched"}.get(c.method, "Merged")
+    scored = "by likeness" if c.method in UNSCORED else f"by score {c.score}"
     return (
         f"{kind} {scored}; scan alignment {c.align}, convolution alignment {c.conv_align}. "
         "Grey: no longer computed."

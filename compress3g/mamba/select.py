@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.tokens import gather_tokens, keep_tokens
 
-Method = Literal["drop", "evit", "merge", "utr"]
+Method = Literal["drop", "evit", "merge", "utr", "ward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ def merge(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     """
     patches = _patches(stream)
     a, b = patches[:, ::2], patches[:, 1::2]
-    return _match(stream, a, b, count, dropped=0.0)
+    return _match(stream, a, b, count, dropped=0.0, gain=_cosine)
 
 
 def utr(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
@@ -147,7 +147,20 @@ def utr(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     middle = (patches.shape[1] + 1) // 2
     b = patches.gather(1, order[:, :middle]).sort(1).values
     a = patches.gather(1, order[:, middle:]).sort(1).values
-    return _match(stream, a, b, count, dropped=0.5)
+    return _match(stream, a, b, count, dropped=0.5, gain=_cosine)
+
+
+def ward(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
+    """The pairs whose merging loses least, in order; no score.
+
+        loss(a, b) = s_a s_b / (s_a + s_b) |x_a - x_b|^2     (Ward 1963)
+
+    x: the sum of all parts, what the next block reads; s: the tokens that each stands for. This is
+    by how much the squares around averages grow, so that what already stands for many merges last.
+    As in `merge` every second patch token is matched with one of the others, and at most half go.
+    """
+    patches = _patches(stream)
+    return _match(stream, patches[:, ::2], patches[:, 1::2], count, dropped=0.0, gain=_ward)
 
 
 def centred(stream: Stream) -> tuple[Stream, Int[Tensor, "b k"]]:
@@ -175,15 +188,37 @@ def _patches(stream: Stream) -> Int[Tensor, "b p"]:
     return other + (other >= stream.cls[:, None]).long()
 
 
+def _cosine(stream: Stream, a: Tensor, b: Tensor) -> Float[Tensor, "b i j"]:
+    """Of the first part: in a Vim the hidden states."""
+    alike = F.normalize(stream.parts[0].float(), dim=-1)
+    return gather_tokens(alike, a) @ gather_tokens(alike, b).transpose(1, 2)
+
+
+def _ward(stream: Stream, a: Tensor, b: Tensor) -> Float[Tensor, "b i j"]:
+    first, *rest = stream.parts
+    whole = sum(rest, first.float())
+    x, y = gather_tokens(whole, a), gather_tokens(whole, b)
+    squares = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None]
+    apart = squares - 2 * (x @ y.transpose(1, 2))
+    if stream.size is None:
+        return -apart
+    n, m = stream.size.gather(1, a)[:, :, None], stream.size.gather(1, b)[:, None]
+    return -apart * (n * m / (n + m))
+
+
 def _match(
-    stream: Stream, a: Int[Tensor, "b i"], b: Int[Tensor, "b j"], count: int, *, dropped: float
+    stream: Stream,
+    a: Int[Tensor, "b i"],
+    b: Int[Tensor, "b j"],
+    count: int,
+    *,
+    dropped: float,
+    gain: Callable[[Stream, Tensor, Tensor], Tensor],
 ) -> Reduced:
-    """The tokens of `a` that have the closest partner in `b` merge into it, or go."""
+    """The tokens of `a` whose pair with one of `b` gains most merge into it, or go."""
     away = min(a.shape[1] + b.shape[1] - count, a.shape[1])
     with torch.no_grad():
-        alike = F.normalize(stream.parts[0].float(), dim=-1)
-        cosine = gather_tokens(alike, a) @ gather_tokens(alike, b).transpose(1, 2)
-        closest, partner = cosine.max(-1)
+        closest, partner = gain(stream, a, b).max(-1)
         order = closest.argsort(dim=1, descending=True, stable=True)
         source = a.gather(1, order[:, :away])
         target = b.gather(1, partner.gather(1, order[:, :away]))
@@ -204,15 +239,25 @@ def _match(
 def _add(x: Tensor, size: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Averages by size of every target with its sources, and the new sizes."""
     weighed = x * size[..., None].to(x.dtype)
-    spread = target[..., None].expand(-1, -1, x.shape[-1])
-    total = weighed.scatter_add(1, spread, gather_tokens(weighed, source))
+    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    given = gather_tokens(weighed, source).flatten(0, 1)
+    total = weighed.flatten(0, 1).index_add(0, (first + target).flatten(), given).view_as(x)
     grown = size.scatter_add(1, target, size.gather(1, source))
     return total / grown[..., None].to(x.dtype), grown
 
 
+def pairs(method: Method, patches: int) -> int:
+    """How many pairs of tokens a method compares, to let any of so many go."""
+    return (patches // 2) * (patches - patches // 2) if method in MERGING else 0
+
+
+# Methods after which a token may stand for several, and those of them that need no score.
+MERGING: tuple[Method, ...] = ("merge", "utr", "ward")
+UNSCORED: tuple[Method, ...] = ("merge", "ward")
 METHODS: dict[Method, Callable[[Stream, Tensor, int], Reduced]] = {
     "drop": drop,
     "evit": evit,
     "merge": merge,
     "utr": utr,
+    "ward": ward,
 }

@@ -23,14 +23,15 @@ from compress3g.mamba.pictures import Preprocess
 SIZES = {"image": (8, 12), "patch": 4, "width": 16, "depth": 2, "classes": 3}
 
 
-@pytest.mark.parametrize("kind", ["vim", "plain"])
+@pytest.mark.parametrize("kind", ["vim", "plain", "ward"])
 def test_the_program_computes_what_the_pruned_model_does(kind, tmp_path):
     torch.manual_seed(0)
-    if kind == "vim":
-        model = Vim(VimConfig(**SIZES, stride=4))
-    else:
+    if kind == "plain":
         model = PlainMamba(PlainMambaConfig(**SIZES))
-    apply_patch(model.eval(), keep_ratio=0.5, layers=(1,))
+    else:
+        model = Vim(VimConfig(**SIZES, stride=4))
+    name = "ward" if kind == "ward" else None
+    apply_patch(model.eval(), keep_ratio=0.5, layers=(1,), preset=name)
     program = export(model).module()
     for seed in (1, 2):
         image = torch.randn(1, 3, 8, 12, generator=torch.Generator().manual_seed(seed))

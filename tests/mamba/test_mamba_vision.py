@@ -134,12 +134,22 @@ def test_rivals_run_and_keep_the_same_number(model, images, name):
     assert [k.shape[1] for k in model._token_info.kept] == [96, 48, 24, 20]
 
 
+def test_pairs_merge_without_a_class_token(model, images):
+    config = PruneConfig(schedule=schedule(0.5), method="ward", align="none")
+    apply_patch(model, config, trace=True)
+    together = model(images)
+    assert [k.shape[1] for k in model._token_info.kept] == [96, 48, 24, 20]
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         ({"score": "attentiveness"}, "needs a class token"),
         ({"score": "gated"}, "needs a gate"),
         ({"align": "recorded"}, "two scans of Vim"),
+        ({"align": "size", "method": "ward"}, "align size makes"),
         ({"schedule": PruneSchedule(layers=(4,), keep=(0.5,))}, "4 has no scan.* 1, 2, 3, 6, 7"),
         ({"schedule": PruneSchedule(layers=(5,), keep=(0.5,))}, "block 5 ends a stage"),
         ({"schedule": PruneSchedule(layers=(9,), keep=(0.5,))}, "model has 8 blocks"),

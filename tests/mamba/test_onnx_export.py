@@ -21,6 +21,7 @@ from compress3g.mamba import (
     VMamba,
     VMambaConfig,
     apply_patch,
+    preset,
     save_checkpoint,
 )
 from compress3g.mamba.onnx_export import export_onnx
@@ -70,6 +71,13 @@ def test_another_runtime_gives_the_logits_of_the_pruned_model(runtime, kind):
     file = export_onnx(model)
     # float32 over three blocks, summed in another order
     assert max(differences(runtime, file, model)) < 1e-5
+
+
+def test_another_runtime_merges_the_same_tokens(runtime):
+    model = model_of("vim")
+    schedule = PruneSchedule(layers=(1,), keep=(0.6,))
+    apply_patch(model, preset("ward", schedule))
+    assert max(differences(runtime, export_onnx(model), model)) < 1e-5  # as above
 
 
 def test_tokens_are_chosen_by_the_image_and_ties_as_in_torch(runtime):

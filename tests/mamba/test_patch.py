@@ -34,7 +34,7 @@ from .plain_vim import logits
 
 ALIGNS = ("none", "hold", "current", "previous", "mean", "bias", "recorded", "learned", "masked")
 CONV_ALIGNS = ("none", "zero", "hold")
-PRESETS = ("top", "top_vim_code", "evit", "random", "r_meeto", "utr")
+PRESETS = ("top", "top_vim_code", "evit", "random", "r_meeto", "utr", "ward")
 MIDDLE = 17  # of the fixture's 5x7 grid
 
 # Sums of fewer or differently grouped float32 terms over four blocks.
@@ -62,6 +62,24 @@ def test_pruned_logits_are_those_of_a_plain_restatement(vim, images, keep):
         want = logits(vim.state_dict(), image, prune=((1, keep), (3, keep)))
         # float32 over four blocks
         assert float((one - want).detach().abs().max()) < 2e-5 * float(want.abs().max())
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.62, 0.9])
+def test_merged_logits_are_those_of_a_plain_restatement(vim, images, keep):
+    apply_patch(vim, preset("ward", schedule(keep)), trace=True)
+    together = vim(images)
+    for one, image in zip(together, images, strict=True):
+        want = logits(vim.state_dict(), image, prune=((1, keep), (3, keep)), ward=True)
+        # float32 over four blocks
+        assert float((one - want).detach().abs().max()) < 2e-5 * float(want.abs().max())
+    alone = torch.cat([vim(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
+@pytest.mark.parametrize("method", ["drop", "evit"])
+def test_steps_cannot_grow_with_sizes_that_nothing_has(vim, method):
+    with pytest.raises(ConfigError, match=f"method {method} merges nothing"):
+        PruneConfig(schedule=schedule(), method=method, align="size")
 
 
 @pytest.mark.parametrize("align", ALIGNS)
@@ -255,6 +273,10 @@ def test_gradients_reach_every_weight_through_pruning(vim, images):
         vim(images).square().sum().backward()
         assert all(float(p.grad.abs().max()) > 0 for p in vim.parameters())
     assert float(pruning.gates.grad.abs().max()) > 0
+    apply_patch(vim, preset("ward", schedule()))
+    vim.zero_grad()
+    vim(images).square().sum().backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in vim.parameters())
 
 
 @settings(max_examples=8, deadline=None)

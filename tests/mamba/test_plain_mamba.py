@@ -131,6 +131,15 @@ def test_rivals_close_up_to_a_smaller_grid(plain, images, name):
         torch.testing.assert_close(together, alone, **CLOSE)
 
 
+def test_pairs_merge_without_a_class_token(plain, images):
+    config = PruneConfig(schedule=schedule(), method="ward", align="none")
+    apply_patch(plain, config, trace=True)
+    together = plain(images)
+    assert [k.shape[1] for k in plain._token_info.kept] == [20, 12, 8]
+    alone = torch.cat([plain(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
 def test_naive_pruning_is_the_dense_mixer_on_the_smaller_grid(images):
     """Twelve survivors on 3x4: the same as a model that has only ever seen that grid."""
     from compress3g.mamba.holes import Holes
@@ -149,6 +158,7 @@ def test_naive_pruning_is_the_dense_mixer_on_the_smaller_grid(images):
     "wrong",
     [
         {"score": "attentiveness"}, {"align": "recorded"}, {"align": "masked"},
+        {"align": "size", "method": "ward"},
         {"conv_align": "hold"}, {"conv_align": "none"}, {"schedule": schedule(mode="threshold")},
     ],
 )  # fmt: skip

@@ -186,12 +186,22 @@ def test_rivals_run_and_keep_the_same_number(model, images, name):
     assert [k.shape[1] for k in model._token_info.kept] == [35, 21, 13, 8]
 
 
+def test_pairs_merge_without_a_class_token(model, images):
+    config = PruneConfig(schedule=schedule(), method="ward", align="none")
+    apply_patch(model, config, trace=True)
+    together = model(images)
+    assert [k.shape[1] for k in model._token_info.kept] == [35, 21, 13, 8]
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         ({"score": "attentiveness"}, "needs a class token"),
         ({"score": "gated"}, "needs a gate"),
         ({"align": "recorded"}, "two scans of Vim"),
+        ({"align": "size", "method": "ward"}, "align size makes"),
         ({"align": "masked"}, "oracle"),
         ({"conv_align": "hold"}, "conv_align zero"),
         ({"conv_align": "none"}, "use align none"),

@@ -83,7 +83,12 @@ def _scan_inputs(way: Direction, x: Tensor, holes: Holes | None) -> Scanned:
         )
     rank, state = way.dt_proj.in_features, way.a_log.shape[1]
     r, b, c = way.x_proj(u).split([rank, state, state], dim=-1)
-    raw = F.linear(r, way.dt_proj.weight)
+    weight = way.dt_proj.weight
+    if holes is None or holes.longer is None:
+        raw = F.linear(r, weight)
+    else:  # the sum is made where the product is: a pass over all of it would cost a percent
+        longer = holes.longer.to(r.dtype).flatten(0, 1)
+        raw = torch.addmm(longer, r.flatten(0, 1), weight.t()).view(*r.shape[:2], -1)
     if holes is not None and holes.valid is not None:
         # Padding neither adds to the state nor lets it decay: u = 0 and Delta = softplus(-inf) = 0.
         u = u.masked_fill(~holes.valid[..., None], 0)

@@ -77,6 +77,7 @@ class MambaVisionConfig:
                 depth=self.depths[i],
                 patches=self.windows[i] ** 2,
                 sequences=math.prod(counts(self.grids[i], self.windows[i])),
+                width=self.widths[i],
                 inner=self.widths[i] // 2,
             )
             for i in range(_CONVOLUTIONAL, len(self.depths))

@@ -80,7 +80,7 @@ class PlainMambaConfig:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All blocks are one."""
-        return (Stage(depth=self.depth, patches=self.patches, inner=self.inner),)
+        return (Stage(depth=self.depth, patches=self.patches, width=self.width, inner=self.inner),)
 
     @property
     def prune_points(self) -> tuple[int, ...]:

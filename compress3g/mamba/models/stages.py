@@ -15,6 +15,7 @@ class Stage:
     depth: int
     patches: int  # of one sequence
     sequences: int = 1  # per image: windows
+    width: int  # of a token, d
     inner: int  # channels inside a mixer, E
 
 

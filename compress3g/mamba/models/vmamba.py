@@ -54,7 +54,7 @@ class VMambaConfig:
     def stages(self) -> tuple[Stage, ...]:
         """Blocks, patches and inner channels of each stage."""
         return tuple(
-            Stage(depth=depth, patches=high * wide, inner=int(self.expand * d))
+            Stage(depth=depth, patches=high * wide, width=d, inner=int(self.expand * d))
             for depth, (high, wide), d in zip(self.depths, self.grids, self.widths, strict=True)
         )
 
