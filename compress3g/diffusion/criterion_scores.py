@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core import Gates, Units
-from ..criteria import CRITERIA, gather, score
+from ..criteria import CRITERIA, gather, held, score
 from .calibration import lessons, loss
 from .pipelines import denoiser_of
 
@@ -34,18 +34,7 @@ def criterion_scores(
     if criterion.needs != "nothing":
         drawn: dict[str, Any] = {"batch": batch, "steps": steps, "guidance": guidance}
         seen = lessons(pipe, prompts, seed=seed, **drawn)
-    learnable = [p for p in denoiser.parameters() if p.requires_grad]
-    denoiser.requires_grad_(False)
-    try:
-        evidence = gather(
-            denoiser,
-            units,
-            [criterion],
-            seen,
-            loss=loss,
-            generator=torch.Generator().manual_seed(seed),
-        )
+    generator = torch.Generator().manual_seed(seed)
+    with held(denoiser):
+        evidence = gather(denoiser, units, [criterion], seen, loss=loss, generator=generator)
         return score(criterion, evidence)[0]
-    finally:
-        for p in learnable:
-            p.requires_grad_(True)

@@ -7,32 +7,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
+from ..criteria import held
 from ..errors import ConfigError
 
 
 @contextmanager
 def frozen(model: Any, inner_checkpoint: bool) -> Iterator[None]:
     """Weights without gradients, no dropout, perhaps blocks checkpointed; afterwards as before."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    training: dict[nn.Module, bool] = {m: m.training for m in model.modules()}
     enable = inner_checkpoint and not getattr(model, "is_gradient_checkpointing", False)
-    model.requires_grad_(False).eval()
-    try:
+    with held(model):
         if enable:
             try:
                 model.enable_gradient_checkpointing()
             except (AttributeError, ValueError) as error:
                 raise ConfigError(f"no --inner-checkpoint for this denoiser: {error}") from None
-        yield
-    finally:
-        if enable and getattr(model, "is_gradient_checkpointing", False):
-            model.disable_gradient_checkpointing()
-        for p in wanted:
-            p.requires_grad_(True)
-        for module, mode in training.items():
-            module.training = mode
+        try:
+            yield
+        finally:
+            if enable:
+                model.disable_gradient_checkpointing()
 
 
 def short_of_memory(error: RuntimeError, doing: str, remedies: str) -> Exception:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Gates, Keep, Units, gated, price
-from ..criteria import CRITERIA, Evidence, gather, score
+from ..criteria import CRITERIA, Evidence, gather, held, score
 from ..errors import ConfigError
 from .config import LightPeftConfig
 from .cost import Batch
@@ -88,21 +87,6 @@ def _one_pass(
 def _valid(batch: Batch) -> Tensor:
     mask: Tensor = batch["attention_mask"]
     return mask.bool()
-
-
-@contextmanager
-def held(base: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no gradient for any parameter of the model."""
-    was, trained = base.training, [p for p in base.parameters() if p.requires_grad]
-    base.eval()
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        base.train(was)
-        for p in trained:
-            p.requires_grad_(True)
 
 
 def losses_of(

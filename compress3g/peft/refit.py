@@ -13,11 +13,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..core import Gates, Keep, Units
-from ..criteria import Takeover, takeover
+from ..criteria import Takeover, held, takeover
 from ..errors import ConfigError
 from ..transformer import units_of as sites_of
 from .cost import Batch
-from .ranking import held
 from .streams import streams_of
 
 

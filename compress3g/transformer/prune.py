@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..core import Budget, Gates, Keep, Units, materialize, price, select
-from ..criteria import CRITERIA, Criterion, choose, gather, score
+from ..criteria import CRITERIA, Criterion, choose, gather, held, score
 from ..engine.fields import option
 from ..engine.run import seed as seeded
 from ..errors import BudgetError, ConfigError, require
@@ -218,9 +218,7 @@ def _scores(
     config: PruneConfig,
 ) -> tuple[Gates, Gates | None, Gates | None]:
     """Scores, multipliers of what stays, and means of what goes."""
-    learnable = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)
-    try:
+    with held(model):
         evidence = gather(
             model,
             units,
@@ -231,9 +229,6 @@ def _scores(
             steps=config.steps,
         )
         scores, gates = score(criterion, evidence)
-    finally:
-        for p in learnable:
-            p.requires_grad_(True)
     return scores, gates, evidence.seen.mean if criterion.compensate else None
 
 
