@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.tokens import gather_tokens, keep_tokens
+from ..errors import ConfigError
 
 Method = Literal["drop", "evit", "merge", "utr", "ward"]
 
@@ -215,8 +216,17 @@ def _match(
     dropped: float,
     gain: Callable[[Stream, Tensor, Tensor], Tensor],
 ) -> Reduced:
-    """The tokens of `a` whose pair with one of `b` gains most merge into it, or go."""
-    away = min(a.shape[1] + b.shape[1] - count, a.shape[1])
+    """The tokens of `a` whose pair with one of `b` gains most merge into it, or go.
+
+    Raises ConfigError where more would have to go than `a` holds.
+    """
+    patches = a.shape[1] + b.shape[1]
+    away = patches - count
+    if away > a.shape[1]:
+        raise ConfigError(
+            f"merging lets at most half of the tokens go at a point, {count} of {patches} would be "
+            "left: keep more, or prune at more blocks"
+        )
     with torch.no_grad():
         closest, partner = gain(stream, a, b).max(-1)
         order = closest.argsort(dim=1, descending=True, stable=True)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress3g.errors import ConfigError
 from compress3g.mamba import (
     MambaVisionConfig,
     PlainMambaConfig,
@@ -15,7 +16,7 @@ from compress3g.mamba import (
     VMambaConfig,
     flops,
 )
-from compress3g.mamba.select import Stream, merge, ward
+from compress3g.mamba.select import Stream, merge, utr, ward
 
 from .plain_vim import merged
 
@@ -43,7 +44,8 @@ def drawn(patches, batch, parts, cls, sizes, keep, seed):
     )
     if cls and sizes:
         stream.size.scatter_(1, stream.cls[:, None], 1.0)
-    return stream, torch.randn(batch, length, generator=g), max(1, round(keep * patches))
+    count = max(1, patches // 2, round(keep * patches))
+    return stream, torch.randn(batch, length, generator=g), count
 
 
 @settings(max_examples=80, deadline=None)
@@ -65,14 +67,25 @@ def test_the_pairs_merge_whose_merging_loses_least(**shapes):
         assert got.stream.size[i].tolist() == total
 
 
+@pytest.mark.parametrize(
+    ("method", "least"), [(merge, 3), (ward, 3), (utr, 4)], ids=["merge", "ward", "utr"]
+)
+def test_more_than_half_of_the_tokens_do_not_merge(method, least):
+    """Of seven; fewer would be left than were asked, and counted."""
+    stream = Stream(parts=(torch.randn(2, 7, 3),))
+    score = torch.rand(2, 7)
+    assert method(stream, score, least).index.shape[1] == least
+    with pytest.raises(ConfigError, match=f"{least - 1} of 7 would be left: keep more"):
+        method(stream, score, least - 1)
+
+
 @pytest.mark.parametrize("method", [merge, ward])
 @settings(max_examples=60, deadline=None)
 @given(**SHAPES)
 def test_sizes_and_sums_are_conserved_and_the_class_token_is_left_alone(method, **shapes):
     stream, score, count = drawn(**shapes)
     got = method(stream, score, count)
-    patches = stream.tokens - stream.extra
-    assert got.index.shape[1] == max(count, patches // 2) + stream.extra  # at most half go
+    assert got.index.shape[1] == count + stream.extra
     assert bool((got.index.diff(dim=1) > 0).all())
     size = torch.ones_like(score).double() if stream.size is None else stream.size
     assert torch.equal(got.stream.size.sum(1), size.sum(1))
