@@ -4,7 +4,8 @@
 
 As aptp.py, at a third of the multiply-adds, where one network after as many updates
 fails at four digits. Networks cut so far answer nothing right before they have learnt, and no
-caption is told from another: the router measures need at `--need`. Then every network has
+caption is told from another: the router measures need at `--need`. Codes are cut again for their
+own captions, by `--recut`, the one code of "one code" too. Then every network has
 `--updates` of `--batch` captions at the times of the sampler, by the loss of `route finetune`:
 experts from the captions that are routed to them and to larger ones (with `--own`, not to larger
 ones), single networks from all. Magnitude's is trained a second time, for as many updates as all
@@ -20,7 +21,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,12 @@ class Seed:
 
     @cached_property
     def bank(self) -> Bank:
-        return Bank.of(self.pipe, texts(self.training), self.seed)
+        """Made once for all runs with these training captions."""
+        file = self.options.work / f"bank-{self.options.training}-{self.seed}.safetensors"
+        if not file.exists():
+            made = Bank.of(self.pipe, texts(self.training), self.seed)
+            save_file({f.name: getattr(made, f.name) for f in fields(Bank)}, file)
+        return Bank(**load_file(file))
 
     @cached_property
     def owner(self) -> AptpPipeline:
@@ -159,6 +165,7 @@ class Seed:
         config = replace(
             ROUTER, experts=experts, target=options.target, grade=options.grade,
             need=options.need, directions=options.directions or None, steps=options.steps,
+            recut=None if options.recut == "no" else options.recut, bundle=options.bundle,
             seed=self.seed,
         )  # fmt: skip
         return train_router(self.corpus, config)
@@ -221,7 +228,8 @@ def about(s: Seed, owner: AptpPipeline) -> dict[str, Any]:
 
 def kind_of_run(options: Any) -> str:
     """What tells a run from the default in the names of its files."""
-    return "_own" * options.own + "_validation" * options.validate
+    recut = "" if options.recut == "no" else f"_{options.recut}"
+    return recut + "_own" * options.own + "_validation" * options.validate
 
 
 def measure(s: Seed, name: str) -> None:
@@ -284,9 +292,11 @@ def main() -> None:
     made.add_argument("--seeds", default="0,1,2", help="Which, with commas.")
     made.add_argument("--target", type=float, default=0.34, help="Share of the multiply-adds.")
     made.add_argument("--experts", type=int, default=3)
-    made.add_argument("--grade", type=float, default=4.0, help="As in AptpConfig.")
+    made.add_argument("--grade", type=float, default=2.0, help="As in AptpConfig.")
+    made.add_argument("--recut", default="fisher", help="As in AptpConfig; no: as learnt.")
     made.add_argument("--need", type=float, default=0.7, help="As in AptpConfig.")
     made.add_argument("--directions", type=int, default=1, help="As in AptpConfig; 0: all.")
+    made.add_argument("--bundle", type=int, default=192, help="As in AptpConfig.")
     made.add_argument("--own", action="store_true", help="Experts learn from their captions alone.")
     made.add_argument("--validate", action="store_true", help="Judge by training captions.")
     made.add_argument("--rows", default=",".join(ROWS), help="Which to measure, with commas.")
@@ -313,7 +323,7 @@ def main() -> None:
     show(rows)
     report(
         f"aptp_small_{options.target:g}{kind_of_run(options)}", options, seeds=seeds,
-        goals=goals_of(rows, options.target), own=options.own,
+        goals=goals_of(rows, options.target), own=options.own, recut=options.recut,
         rows={f"seed {i}": r for i, r in zip(seeds, rows, strict=True)},
         target=options.target, experts=options.experts, grade=options.grade, need=options.need,
         training=options.training, captions=options.captions, updates=options.updates,

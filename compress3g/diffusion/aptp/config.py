@@ -11,6 +11,7 @@ from typing import Literal
 from ...engine.fields import check_ranges, option
 from ...errors import ConfigError
 
+_RECUT = ("fisher", "taylor", "magnitude", "random")
 # Both ends included.
 _RANGES: dict[str, tuple[float, float]] = {
     "experts": (1, 4096),
@@ -75,6 +76,11 @@ class AptpConfig:
         "With graded: need is told apart along so many principal directions of the embeddings, so "
         "that prompts of a kind stay together; unset: along all (ours).",
     )
+    recut: Literal["fisher", "taylor", "magnitude", "random"] | None = option(
+        None,
+        "At the end, cut each code again at its size, by these scores of units on its own prompts; "
+        "unset: as learnt (ours).",
+    )
     noise: Literal["logistic", "gumbel"] = option(
         "logistic", "Of the gates: zero on average (ours), or one Gumbel variable as released."
     )
@@ -103,3 +109,5 @@ class AptpConfig:
             raise ConfigError(
                 f"--start {self.start!r} is unknown: choose open, magnitude or graded"
             )
+        if self.recut not in (None, *_RECUT):
+            raise ConfigError(f"--recut {self.recut!r} is unknown: choose {', '.join(_RECUT)}")

@@ -49,7 +49,14 @@ def by_magnitude(
 def graded(
     denoiser: nn.Module, space: Space, target: float, count: int, ratio: float
 ) -> Float[Tensor, "N U"]:
-    """Logits of `count` such networks, the smallest first, that cost `target` on average (ours).
+    """Logits of `count` such networks, the smallest first, that cost `target` on average (ours)."""
+    sizes = graded_sizes(space, target, count, ratio)
+    each = [by_magnitude(denoiser, space, float(size), staggered=True) for size in sizes]
+    return torch.stack(each)
+
+
+def graded_sizes(space: Space, target: float, count: int, ratio: float) -> Float[Tensor, "N"]:
+    """What they cost, `target` on average.
 
     What they cost above the least there can be grows from each to the next by the same factor, and
     by `ratio` from the smallest to the largest; or less, where the largest would be more than all.
@@ -59,10 +66,8 @@ def graded(
         factors = torch.logspace(0, 1, count, base=ratio) if count > 1 else torch.ones(1)
         sizes = least + room * factors / factors.mean()
         if float(sizes.max()) <= 1:
-            break
+            return sizes
         ratio = 1 + (ratio - 1) / 2
-    each = [by_magnitude(denoiser, space, float(size), staggered=True) for size in sizes]
-    return torch.stack(each)
 
 
 def _names(space: Space) -> list[str]:

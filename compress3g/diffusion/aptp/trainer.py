@@ -32,6 +32,7 @@ from .corpus import Corpus, Sample
 from .encoder import PIPELINE
 from .harden import hardened
 from .need import by_need, errors_of, fitted, leading
+from .recut import recut
 from .router import Predictor, Router
 from .start import by_magnitude, graded
 from .transport import Recent, transport
@@ -331,7 +332,11 @@ class _Training:
             usage=torch.ones(self.config.experts) / self.config.experts,
             history=tuple(self.history),
         )
-        return hardened(router, self.z * self.scale + self.mean)
+        embeddings = self.z * self.scale + self.mean
+        router = hardened(router, embeddings)
+        if self.config.recut is None:
+            return router
+        return recut(router, self.corpus, embeddings, seeded_generator(self.config.seed, 6))
 
 
 def _priced_space(corpus: Corpus, config: AptpConfig) -> Space:

@@ -55,6 +55,15 @@ def test_train_leaves_a_pipeline_and_no_checkpoint(work, capsys):
     assert about["target"] == 0.8
 
 
+def test_codes_are_cut_again_where_asked(work, tmp_path, capsys):
+    asked = ("--captions", work / "captions.txt", *SMALL, "--recut", "fisher")
+    assert run("train", work / "dense", tmp_path / "routed", *asked) == 0
+    assert run("inspect", tmp_path / "routed", "--json") == 0
+    about = json.loads(capsys.readouterr().out.splitlines()[-1])
+    mean = sum(e["share"] * e["usage"] for e in about["experts"])
+    assert 0.7 < mean <= 0.8 + 1e-6
+
+
 def test_generate_says_where_each_prompt_went_and_saves_the_pictures(work, tmp_path, capsys):
     file = tmp_path / "sheet.png"
     words = [w for p in PROMPTS[:3] for w in ("--prompt", p)]
