@@ -10,21 +10,26 @@ the 5,000 pictures that one may choose by, too: `chosen` names who is best there
 reaches on the test split. `--work` keeps what was measured, so that a run goes on where it stopped,
 which `--minutes` may say; the results file has what there is by then. `--share 1/4` does every
 fourth fine-tuning, for several processes with one `--work`; `--part none` then gathers them.
-Standard errors are of the test pictures: of differences, over pairs of answers to the same picture,
-and over seeds where there are several. `--quick` takes the 500 pictures that are shipped.
+`--earlier` is a results file of the same settings: seeds and rows that are only there are taken
+from there. Standard errors are of the test pictures: of differences, over pairs of answers to the
+same picture, and over seeds where there are several (_paired.py). `--quick` takes the 500 pictures
+that are shipped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _paired import difference
 from _report import goal, parser, report
 from _small_pictures import DATA_SETS, DataSet
 from safetensors.torch import save_file
@@ -178,20 +183,7 @@ def _row(right: np.ndarray, share: float) -> dict[str, float]:
     }
 
 
-def difference(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float]:
-    """Points by which a is better than b, and its standard error; one array per seed.
-
-    Pictures are pairs; the mean over seeds is taken picture by picture, and what seeds scatter
-    comes on top.
-    """
-    gaps = np.stack([x.astype(float) - y.astype(float) for x, y in zip(a, b, strict=True)])
-    over_pictures = gaps.mean(0).std(ddof=1) / np.sqrt(gaps.shape[1])
-    seeds = gaps.mean(1)
-    over_seeds = seeds.std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
-    return 100 * float(gaps.mean()), 100 * float(np.hypot(over_pictures, over_seeds))
-
-
-def fine_tuned(data_set: DataSet, chosen, parts: dict[str, Pictures], answers: Answers) -> None:
+def fine_tuned(data_set, chosen, parts: dict[str, Pictures], answers: Answers, known) -> None:
     """Trains each contender for equal steps, by seed, keep and name, and asks all splits."""
     runs = [
         (seed, keep, name)
@@ -203,9 +195,10 @@ def fine_tuned(data_set: DataSet, chosen, parts: dict[str, Pictures], answers: A
     ]
     which, of = (int(n) for n in chosen.share.split("/"))
     for seed, keep, name in runs[which - 1 :: of]:
-        told = {split: _key(split, keep, name, seed) for split in parts if split != "train"}
-        if all(answers.has(key) for key in told.values()):
+        keys = {split: _key(split, keep, name) for split in parts if split != "train"}
+        if all(score(key, seed, answers, known) is not None for key in keys.values()):
             continue
+        told = {split: f"{key} seed {seed}" for split, key in keys.items()}
         answers.check()
         _fine_tune(data_set, chosen, parts, answers, told, (seed, keep, name))
 
@@ -217,9 +210,9 @@ def _in_turn(chosen) -> list[tuple[str, ...]]:
     return [tuple(name for name in CONTENDERS if name in chosen.only)]
 
 
-def _key(split: str, keep: float, name: str, seed: int) -> str:
+def _key(split: str, keep: float, name: str) -> str:
     at = name if name == DENSE else f"{keep:g} {name}"
-    return f"fine-tuned {split} {at} seed {seed}"
+    return f"fine-tuned {split} {at}"
 
 
 def _fine_tune(data_set, chosen, parts, answers, told, run) -> None:
@@ -243,21 +236,44 @@ def _fine_tune(data_set, chosen, parts, answers, told, run) -> None:
         answers.keep(key, found.numpy())
 
 
-def gathered(data_set: DataSet, model, chosen, answers: Answers) -> dict[str, Any]:
-    """Every contender after training: mean over seeds, and the scatter of that mean."""
+def earlier(file: Path | None, chosen, data_set: DataSet, name: str) -> dict[str, Any]:
+    """Rows of a results file; leaves with one line where it was measured with other settings."""
+    if file is None:
+        return {}
+    found = json.loads(file.read_text())
+    size = chosen.pictures or data_set.fine.batch
+    theirs = found["name"], found["steps"], found.get("pictures"), tuple(found["layers"])
+    if theirs != (name, chosen.steps, size, data_set.layers):
+        print(f"--earlier {file} was measured with other settings: {theirs}", file=sys.stderr)
+        raise SystemExit(2)
+    return found["rows"]
+
+
+def score(key: str, seed: int, answers: Answers, known: dict[str, Any]) -> float | None:
+    """Percent right after training from this seed; `known`: rows of earlier runs."""
+    told = f"{key} seed {seed}"
+    if answers.has(told):
+        return 100 * float(answers.of(told, None).mean())
+    seeds = known.get(key, {}).get("seeds", [])
+    return seeds[seed] if seed < len(seeds) else None
+
+
+def gathered(data_set: DataSet, model, chosen, answers: Answers, known) -> dict[str, Any]:
+    """Every contender after training: the mean over seeds from 0 up to the first unknown one."""
     rows: dict[str, Any] = {}
     for split in ("validation", "test"):
         for keep in chosen.keeps:
             for name in CONTENDERS:
                 if name == DENSE and keep != chosen.keeps[0]:
                     continue
-                keys = [_key(split, keep, name, seed) for seed in range(chosen.seeds)]
-                right = [answers.of(key, None).mean() for key in keys if answers.has(key)]
+                key = _key(split, keep, name)
+                scores = (score(key, seed, answers, known) for seed in range(chosen.seeds))
+                right = list(takewhile(lambda found: found is not None, scores))
                 if right:
                     config = None if name == DENSE else settings(keep, data_set.layers)[name]
-                    rows[keys[0].removesuffix(" seed 0")] = {
-                        "top1": 100 * float(np.mean(right)),
-                        "seeds": [100 * float(r) for r in right],
+                    rows[key] = {
+                        "top1": float(np.mean(right)),
+                        "seeds": right,
                         "macs_share": share_of(model, config),
                     }
     return rows
@@ -273,7 +289,7 @@ def best(rows: dict[str, Any], start: str, keep: float) -> str | None:
     return max(ours, key=lambda k: ours[k]) if ours else None
 
 
-def compared(rows: dict[str, Any], answers: Answers, chosen) -> dict[str, Any]:
+def compared(rows: dict[str, Any], answers: Answers, chosen, known) -> dict[str, Any]:
     """Ours, as validation chooses and by default, against ordered merging at equal cost."""
     made: dict[str, Any] = {}
     default = PruneConfig()
@@ -284,21 +300,30 @@ def compared(rows: dict[str, Any], answers: Answers, chosen) -> dict[str, Any]:
             ("fine-tuned {}", [f" seed {s}" for s in range(chosen.seeds)]),
         ):
             picked = best(rows, start.format("validation"), keep)
+            test = f"{start.format('test')} {keep:g}"
             for role, ours in (("default", named), ("ward", "ward"), ("chosen", picked)):
-                test = start.format("test")
-                keys = [[f"{test} {keep:g} {n}{e}" for e in ends] for n in (ours, "r_meeto")]
-                both = [e for e in zip(*keys, strict=True) if all(map(answers.has, e))]
+                pair = (f"{test} {ours}", f"{test} r_meeto")
+                both = [e for e in ends if all(answers.has(f"{key}{e}") for key in pair)]
                 if ours is not None and both:  # only seeds that both have
-                    found = [[answers.of(k, None) for k in e] for e in both]
-                    gap = _gap([x for x, _ in found], [y for _, y in found])
-                    made[f"{test} {keep:g}: {role} ({ours}) - r_meeto"] = gap
+                    found = [[answers.of(f"{key}{e}", None) for e in both] for key in pair]
+                    made[f"{test}: {role} ({ours}) - r_meeto"] = _gap(
+                        *found, _further(pair, both, answers, known, chosen)
+                    )
     return made
 
 
-def _gap(a: list[np.ndarray], b: list[np.ndarray]) -> dict[str, float]:
-    points, error = difference(a, b)
+def _further(pair, both, answers: Answers, known, chosen) -> list[float]:
+    """Points between the two at seeds of which both were scored, but answers are not kept."""
+    left = [seed for seed in range(chosen.seeds) if both != [""] and f" seed {seed}" not in both]
+    scores = [[score(key, seed, answers, known) for key in pair] for seed in left]
+    return [ours - theirs for ours, theirs in scores if None not in (ours, theirs)]
+
+
+def _gap(a: list[np.ndarray], b: list[np.ndarray], further: list[float]) -> dict[str, float]:
+    points, error = difference(a, b, further)
     print(json.dumps({"points": points, "standard_error": error}))
-    return {"points": points, "standard_error": error, "standard_errors": points / error}
+    return {"points": points, "standard_error": error, "standard_errors": points / error,
+            "seeds": len(a) + len(further)}  # fmt: skip
 
 
 def main() -> None:
@@ -319,6 +344,7 @@ def main() -> None:
     options.add_argument("--share", default="1/1")
     options.add_argument("--contenders", action="store_true", help="Only those of fine-tuning.")
     options.add_argument("--only", action="append", help="This setting; may be repeated.")
+    options.add_argument("--earlier", type=Path, help="A results file to go on from.")
     options.add_argument("--minutes", type=float, default=1e9, help="Begin nothing after these.")
     chosen = options.parse_args()
     data_set = DATA_SETS[chosen.dataset]
@@ -341,24 +367,25 @@ def main() -> None:
         parts = on(chosen.device, data_set.splits(chosen.data))
         if not chosen.validation:
             del parts["validation"]
-    rows: dict[str, Any] = {}
+    name = "mamba_accuracy" if chosen.dataset == "fashion" else f"mamba_accuracy_{chosen.dataset}"
+    name += "_fine_tuned" if chosen.part == "fine-tuned" else ""
+    name += "_only" if chosen.only else ""
+    known = earlier(chosen.earlier, chosen, data_set, name)
+    rows = dict(known)
     if chosen.part in (None, "fine-tuned"):
         with contextlib.suppress(OutOfTime):
-            fine_tuned(data_set, chosen, parts, answers)
+            fine_tuned(data_set, chosen, parts, answers, known)
     asked = {split: parts[split] for split in ("validation", "test") if split in parts}
     if chosen.part in ("fine-tuned", "none"):
         answers.stop()  # what is known stands in the results all the same
     zero_shot(rows, found, data_set, asked, answers, chosen.keeps, names, chosen.batch)
-    rows |= gathered(data_set, found.model, chosen, answers)
-    rows |= compared(rows, answers, chosen)
+    rows |= gathered(data_set, found.model, chosen, answers, known)
+    rows |= compared(rows, answers, chosen, known)
     goals = [
         goal(f"{key}, in standard errors", row["standard_errors"], 2.0)
         for key, row in rows.items()
         if "standard_errors" in row
     ]
-    name = "mamba_accuracy" if chosen.dataset == "fashion" else f"mamba_accuracy_{chosen.dataset}"
-    name += "_fine_tuned" if chosen.part == "fine-tuned" else ""
-    name += "_only" if chosen.only else ""
     report(name, chosen, seeds=list(range(chosen.seeds)), goals=goals, rows=rows,
            layers=data_set.layers, steps=chosen.steps,
            pictures=chosen.pictures or data_set.fine.batch)  # fmt: skip

@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 
 from compress3g.cli.main import main
-from compress3g.mamba import Vim, VimConfig, apply_patch, load_checkpoint, save_checkpoint
+from compress3g.mamba import (
+    PruneSchedule,
+    Vim,
+    VimConfig,
+    apply_patch,
+    load_checkpoint,
+    preset,
+    save_checkpoint,
+)
 from compress3g.mamba.pictures import Preprocess
 
 GREY = {"image": (12, 12), "patch": 4, "stride": 4, "channels": 1, "width": 16, "depth": 4}
@@ -151,6 +159,22 @@ def test_show_writes_the_picture_and_says_the_same(place, capsys, tmp_path):
     code, said, _ = run(capsys, *words, "--keep", ".9", "--layers", "2")
     assert code == 0
     assert "9 of 9" in said
+
+
+def test_show_draws_what_a_model_that_merges_keeps(place, capsys, tmp_path):
+    found = load_checkpoint(place / "dense")
+    schedule = PruneSchedule(layers=(1, 2), keep=(0.7, 0.7))
+    apply_patch(found.model, preset("ward", schedule))
+    save_checkpoint(tmp_path / "ward", found.model, found.preprocess, found.about)
+    words = ["show", place / "picture.png", "--ckpt"]
+    named = ["--preset", "ward", "--keep", ".7", "--layers", "1,2"]
+    saved, said = (
+        json.loads(run(capsys, *words, *rest, "--out", tmp_path / "kept.png", "--json")[1])
+        for rest in ([tmp_path / "ward"], [place / "dense", *named])
+    )
+    assert saved["kept"] == [7, 5]
+    assert saved["pruned"] == said["pruned"]
+    assert (tmp_path / "kept.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
