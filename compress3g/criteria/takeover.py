@@ -52,9 +52,12 @@ def takeover(
 ) -> dict[str, Takeover]:
     """What every reader that loses columns needs, in the order of the calls; nothing is changed.
 
-        min |y + e - y' - D x'_kept - d|^2 + ridge mean(diag S) n |D|^2
+        min sum_n w_n |y_n + e_n - y'_n - D x'_n - d|^2 + ridge mean(diag S) |D|^2
+        w_n ~ 1 / (|y_n + e_n|^2 + their median),  sum_n w_n = 1
 
-    S: the covariance of x'_kept.
+    x': the columns that stay; S: their covariance, rows weighed by w as well. So rows count by
+    their relative error, and a token a thousand times as large as the others is not all that is
+    fitted.
     y: what the reader puts out in the whole model, y': in the cut one, on the n rows that count; e:
     the sum of what readers before it left of their own differences, where streams names one
     residual stream that the outputs of all its readers are added to; else 0.
@@ -142,18 +145,27 @@ def _fit(
     ridge: float,
 ) -> Takeover:
     """The ridge regression of the difference of two outputs on `x`, in float64."""
-    pairs = zip(*(t.split(_ROWS) for t in (x, *said)), strict=True)
+    weigh = _weights(said[0])
     own = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     other = x.new_zeros(x.shape[1], said[0].shape[1], dtype=torch.float64)
     mean, shift = own.new_zeros(x.shape[1]), other.new_zeros(said[0].shape[1])
+    pairs = [*zip(*(t.split(_ROWS) for t in (x, *said, weigh)), strict=True)]
     if biased:
-        mean = x.mean(0, dtype=torch.float64)
-        shift = (said[0].double() - said[1].double()).mean(0)
-    for part, whole, left in pairs:
+        mean = sum(w @ part.double() for part, _, _, w in pairs)
+        shift = sum(w @ (whole.double() - left.double()) for _, whole, left, w in pairs)
+    for part, whole, left, w in pairs:
         centred = part.double() - mean
-        own.addmm_(centred.T, centred)
-        other.addmm_(centred.T, whole.double() - left.double() - shift)
+        weighed = centred.T * w
+        own.addmm_(weighed, centred)
+        other.addmm_(weighed, whole.double() - left.double() - shift)
     own.diagonal().add_(ridge * own.diagonal().mean())
     weight = solve(own, other).T
     bias = (shift - weight @ mean).float() if biased else None
     return Takeover(kept, weight.float(), bias)
+
+
+def _weights(rows: Float[Tensor, "n o"]) -> Float[Tensor, "n"]:
+    """w of `takeover`, float64."""
+    energy = rows.double().square().sum(1)
+    weights = 1 / (energy + energy.median()).clamp_min(1e-30)
+    return weights / weights.sum()

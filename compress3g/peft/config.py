@@ -13,6 +13,8 @@ Config = TypeVar("Config", bound="LightPeftConfig")
 
 # Scored on the gates while they are estimated, for nothing more than their own gradients.
 ESTIMATED = ("l1_mask", "taylor", "fisher")
+# Of these, guesses at the loss without a unit: numbers of different layers compare.
+COMPARABLE = ("taylor", "fisher")
 # Scored on training data at the cut, with the adapters as they are then: in one pass, or (vib) by
 # gates that learn for a while.
 AT_CUT = (*(name for name, c in CRITERIA.items() if c.needs in ("nothing", "forward")), "vib")
@@ -40,7 +42,9 @@ class LightPeftConfig:
     )
     l1: float = option(1e-4, "Weight of the gates' l1 penalty, lambda.")
     mask_lr_mult: float = option(1.0, "The gates' learning rate over the adapters'.")
-    attn_scope: Literal["layer", "global"] = option("layer", "Which heads compete.")
+    attn_scope: Literal["auto", "layer", "global"] = option(
+        "auto", f"Which heads compete; auto: global by {' or '.join(COMPARABLE)}, else layer."
+    )
     ffn_scope: Literal["layer", "global"] = option("global", "Which neurons compete.")
     rank_scope: Literal["layer", "global"] = option("global", "Which ranks compete.")
     rank_score: Literal["taylor", "paper"] = option(
@@ -95,12 +99,20 @@ class LightPeftConfig:
         if self.budget is not None:
             parse_budget(self.budget)
 
+    @property
+    def heads_compete(self) -> Literal["layer", "global"]:
+        """`attn_scope`, decided."""
+        if self.attn_scope == "auto":
+            return "global" if self.criterion in COMPARABLE else "layer"
+        return self.attn_scope
+
     @classmethod
     def paper(cls: type[Config], **changes: Any) -> Config:
         """As the released SST-2 script: gates alone decide, three quarters of the adapters go."""
         released = {
-            "criterion": "l1_mask", "module_ratio": 0.75, "rank_score": "paper", "fold": "reset",
-            "merge_dropped": False, "refit": False, "rate_after_cut": 1.0,
+            "criterion": "l1_mask", "attn_scope": "layer", "module_ratio": 0.75,
+            "rank_score": "paper", "fold": "reset", "merge_dropped": False, "refit": False,
+            "rate_after_cut": 1.0,
         }  # fmt: skip
         return cls(**{**released, **changes})
 

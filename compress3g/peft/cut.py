@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,24 @@ from ..core import Gates, Keep, Units, materialize
 from ..core.surgery import slices
 from ..errors import BudgetError, ConfigError, CutError
 from ..transformer import units_of as sites_of
+from ..transformer.refit import add, fitted, plain
+from .cost import Batch
 from .plan import Plan
-from .refit import Refit, add, fitted, plain
 from .units import adapter_of, base_of, candidates_by_name, lora_layers, through_adapters, units_of
 
 READER = ("weight", "bias")  # what `readers_of` keeps of a layer
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What readers are fitted on.
+
+    batches: model inputs, which run as one, twice as large; gates: multipliers of all units, those
+    that go too, or None for ones.
+    """
+
+    batches: Sequence[Batch]
+    gates: Gates | None = None
 
 
 def check_cuttable(model: nn.Module) -> None:
@@ -108,7 +122,7 @@ def _take_over(
         every = {u.name: torch.arange(u.size) for u in units}
         with _scales_kept(base, adapter):
             materialize(base, inside, every, gates=refit.gates)
-    found = fitted(base, units, keep, refit)
+    found = fitted(base, units, keep, refit.batches)
     scales = row_scales(base, adapter)
     with _scales_kept(base, adapter):
         for name, more in found.items():

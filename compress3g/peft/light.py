@@ -19,12 +19,19 @@ from ..errors import ConfigError, require
 from ..transformer import units_of as sites_of
 from .config import AUTO, ESTIMATED, LightPeftConfig, parse_budget
 from .cost import Batch, cost_of
-from .cut import READER, apply_plan, check_cuttable, readers_of, removed_parts, scale_rates
+from .cut import (
+    READER,
+    Refit,
+    apply_plan,
+    check_cuttable,
+    readers_of,
+    removed_parts,
+    scale_rates,
+)
 from .dropout import lighten_dropout
 from .estimate import Estimator, Scores
 from .plan import Plan, make_plan
 from .ranking import Loss, losses_of, own_loss, ranking_of
-from .refit import Refit
 from .report import Report
 from .units import adapter_of, base_of, candidates, lora_layers, of_base
 

@@ -130,7 +130,7 @@ def keep_units(
     heads = [u for u in units if not is_neurons(u)]
     neurons = [u for u in units if is_neurons(u)]
     kept = {
-        **_share(scores, heads, config.attn_scope, ratios[0], 1, config.min_units_per_site),
+        **_share(scores, heads, config.heads_compete, ratios[0], 1, config.min_units_per_site),
         **_share(scores, neurons, config.ffn_scope, ratios[1], multiple, config.min_units_per_site),
     }
     return {u.name: kept[u.name] for u in units}

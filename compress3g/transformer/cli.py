@@ -79,3 +79,5 @@ def _print(pruned: Pruned) -> None:
         f"stay; parameters {before:,} -> {after:,} ({after / before:.1%} of the whole model), "
         f"{pruned.seconds:.1f} s"
     )
+    if pruned.refitted_on:
+        click.echo(f"refit     what stays was fitted on {pruned.refitted_on} samples")

@@ -18,6 +18,7 @@ from ..errors import BudgetError, ConfigError, require
 from .calibration import Calibration, calibrate, inputs_of, trial
 from .depth import drop_layers, droppable, influence, layers_of
 from .pretrained import from_pretrained, is_pruned, model_class, read_config
+from .refit import add, fitted
 from .units import units_of
 
 
@@ -35,6 +36,9 @@ class PruneConfig:
     )
     drop_layers: int = option(0, "Whole layers to drop first, those of least block influence.")
     multiple_of: int = option(1, "Kept neurons of a layer are a multiple of this.")
+    refit: bool | None = option(
+        None, "What stays is fitted to put out what all did; default: where there is data."
+    )
     steps: int = option(100, "Of training, for criteria that train gates (hesso, vib, pdp).")
     samples: int = option(128, "Texts, blocks of text or images to calibrate with.")
     length: int = option(128, "Tokens per sample.")
@@ -66,7 +70,8 @@ class Pruned:
     """A pruned model and what was done to it.
 
     kept: units left of each group, and of how many; dropped: layers, named as in the dense model;
-    params: of the whole model before and after; share: of the prunable cost that is left.
+    params: of the whole model before and after; share: of the prunable cost that is left;
+    refitted_on: samples that what stays was fitted to the whole model on, 0 without a refit.
     """
 
     model: Any
@@ -74,6 +79,7 @@ class Pruned:
     dropped: tuple[str, ...]
     params: tuple[int, int]
     share: float
+    refitted_on: int
     seconds: float
     config: PruneConfig
 
@@ -86,6 +92,7 @@ class Pruned:
             "params_before": self.params[0],
             "params_after": self.params[1],
             "share": self.share,
+            "refitted_on": self.refitted_on,
             "seconds": self.seconds,
         }
 
@@ -139,6 +146,10 @@ def prune(model: Any, folder: Path, data: Path | None, config: PruneConfig) -> P
     scores, gates, means = _scores(model, units, criterion, calibration, budget, config)
     keep = choose(scores, units, budget, criterion, config.scope)
     keep = _multiples(scores, keep, units, config)
+    refitted_on = 0
+    if calibration is not None and config.refit is not False:
+        refitted_on = _refit(model, units, keep, calibration)
+        gates = means = None  # the fit is to the whole model's outputs, with biases of its own
     kept = {u.name: (len(keep[u.name]), u.size) for u in units}
     left = sum(u.cost[config.budget] * len(keep[u.name]) for u in units)
     materialize(model, units, keep, gates=gates, means=means)
@@ -146,7 +157,7 @@ def prune(model: Any, folder: Path, data: Path | None, config: PruneConfig) -> P
         trial(model, calibration)  # a model that no longer runs must not be written
     after = sum(p.numel() for p in model.parameters())
     seconds = time.monotonic() - start
-    return Pruned(model, kept, dropped, (params, after), left / whole, seconds, config)
+    return Pruned(model, kept, dropped, (params, after), left / whole, refitted_on, seconds, config)
 
 
 def _cost(units: Sequence[Units], kind: str) -> float:
@@ -160,6 +171,7 @@ def _calibration(
         f"--criterion {config.criterion}": criterion.needs != "nothing",
         "--drop-layers": config.drop_layers > 0,
         "--budget flops": config.budget == "flops",
+        "--refit": bool(config.refit),
     }
     if data is None:
         for reason, needed in reasons.items():
@@ -240,6 +252,14 @@ def _passes(model: Any, criterion: Criterion, calibration: Calibration) -> dict[
         batches, loss = calibration.lesson(model)
     valid = calibration.valid if calibration.padded else None
     return {"batches": batches, "loss": loss, "run": calibration.run, "valid": valid}
+
+
+def _refit(model: Any, units: Sequence[Units], keep: Keep, calibration: Calibration) -> int:
+    """Fits the readers of what stays, and says on how many samples."""
+    batches = [inputs_of(batch) for batch in calibration.batches]
+    for name, more in fitted(model, units, keep, batches).items():
+        add(model, name, more)
+    return sum(len(next(iter(batch.values()))) for batch in batches)
 
 
 def _multiples(scores: Gates, keep: Keep, units: Sequence[Units], config: PruneConfig) -> Keep:

@@ -50,6 +50,13 @@ def closed():
     return {u.name: torch.zeros(u.size).index_fill(0, KEEP[u.name], 1.0) for u in UNITS}
 
 
+def fitted(seen, wanted):
+    """Least squares in which every row counts by 1 / (its energy + the median's)."""
+    energy = wanted.square().sum(1, keepdim=True)
+    root = (energy + energy.median()).rsqrt()
+    return torch.linalg.lstsq(root * seen, root * wanted).solution
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_each_reader_is_the_least_squares_fit_of_its_whole_output_to_mended_inputs(bias):
     net, x = network(bias), data()
@@ -62,7 +69,7 @@ def test_each_reader_is_the_least_squares_fit_of_its_whole_output_to_mended_inpu
             state = read(act(write(state)))
             seen = act(write(left))[:, columns]
             ones = torch.ones(len(seen), int(bias)).double()
-            fit = torch.linalg.lstsq(torch.cat((seen, ones), 1), state).solution
+            fit = fitted(torch.cat((seen, ones), 1), state)
             left = torch.cat((seen, ones), 1) @ fit
             more = found[str(first + 2)]
             assert torch.equal(more.kept, columns)
@@ -110,7 +117,7 @@ def test_a_reader_of_a_stream_is_fitted_to_what_those_before_it_left_too():
                 left = left + read(seen)
                 continue
             seen = torch.cat((seen[:, keep[str(i)]], torch.ones(len(x), 1).double()), 1)
-            fit = torch.linalg.lstsq(seen, whole - left).solution  # all that the stream lacks
+            fit = fitted(seen, whole - left)  # all that the stream lacks
             left = left + seen @ fit
             expected = fit[:-1].T - read.weight[:, keep[str(i)]]
             # errors are carried in float32
@@ -124,7 +131,10 @@ def test_ridge_shrinks_what_is_added_as_rows_of_their_own_do():
         hidden = net[1](net[0](x))
         seen = hidden[:, COLUMNS[0]]
         lost = net[2](hidden) - seen @ net[2].weight[:, COLUMNS[0]].T - net[2].bias
-        centred, off = seen - seen.mean(0), lost - lost.mean(0)
+        energy = net[2](hidden).square().sum(1, keepdim=True)
+        weights = 1 / (energy + energy.median())
+        weights /= weights.sum()
+        centred, off = (weights.sqrt() * (t - (weights * t).sum(0)) for t in (seen, lost))
         rows = (0.3 * centred.square().sum(0).mean()).sqrt() * torch.eye(8).double()
         both = torch.cat((centred, rows)), torch.cat((off, off.new_zeros(8, 4)))
         expected = torch.linalg.lstsq(*both).solution.T
@@ -141,6 +151,20 @@ def test_the_network_mended_is_closer_on_other_data():
             with gated(small, UNITS, closed()):
                 errors.append(float((small(other) - whole).square().mean()))
     assert errors[1] < 0.2 * errors[0]
+
+
+def test_one_huge_row_is_not_all_that_is_fitted():
+    """As a token in a thousand is in language models; the others are mended as without it."""
+    net, x, other = network(), data(300), data(200)
+    seen = torch.cat((x, 1000 * x[:1]))
+    errors = []
+    with torch.no_grad():
+        whole = net(other)
+        for batch in (x, seen):
+            small = mended(net, taken(net, batch, ridge=1e-3))
+            with gated(small, UNITS, closed()):
+                errors.append(float((small(other) - whole).square().mean()))
+    assert errors[1] < 1.5 * errors[0]
 
 
 def test_rows_that_do_not_count_change_nothing():

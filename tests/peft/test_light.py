@@ -18,6 +18,7 @@ from compress3g.peft import (
     get_light_peft_model,
     make_plan,
 )
+from compress3g.peft.config import COMPARABLE
 from compress3g.peft.estimate import Scores
 from compress3g.peft.light import Light, cost_of
 from compress3g.peft.units import base_of, lora_layers
@@ -529,7 +530,8 @@ def test_other_criteria_cut_as_many(criterion, tmp_path):
     run = trainer(classifier(config), tmp_path, steps=LOOK + 1)
     run.train()
     heads = [kept for n, (kept, _) in run.light.report.kept.items() if n.endswith("heads")]
-    assert heads == [3, 3]
+    assert sum(heads) == 6
+    assert criterion in COMPARABLE or heads == [3, 3]
 
 
 @pytest.mark.parametrize(

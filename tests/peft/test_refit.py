@@ -9,8 +9,8 @@ import torch
 
 from compress3g.errors import ConfigError
 from compress3g.peft import LightPeftConfig, apply_plan, get_light_peft_model
+from compress3g.peft.cut import Refit
 from compress3g.peft.plan import Plan
-from compress3g.peft.refit import Refit, joined
 from compress3g.peft.units import base_of, lora_layers
 
 from .families import build, inputs, output
@@ -146,20 +146,3 @@ def test_an_optimiser_goes_on_after_a_refit():
     now = [p for p in model.parameters() if p.requires_grad]
     assert all(p.isfinite().all() for p in now)
     assert any(not torch.equal(a, b) for a, b in zip(was, now, strict=True))
-
-
-def test_batches_of_other_widths_become_one():
-    first, second = text(1, 4), {k: t[:, :5] for k, t in text(2, 3).items()}
-    made = joined([first, second])
-    assert made["input_ids"].shape == (7, 9)
-    assert torch.equal(made["input_ids"][4:, :5], second["input_ids"])
-    assert not made["attention_mask"][4:, 5:].any()
-
-
-def test_batches_that_do_not_fit_together_are_refused():
-    with pytest.raises(ConfigError, match=r"shapes \(2, 3, 8, 8\) and \(2, 3, 16, 16\)"):
-        joined([{"pixels": torch.zeros(2, 3, n, n)} for n in (16, 8)])
-    with pytest.raises(ConfigError, match="input_ids has shapes"):  # nothing says what is padding
-        joined([{"input_ids": torch.zeros(2, n)} for n in (5, 7)])
-    with pytest.raises(ConfigError, match="labels is not a tensor in every batch"):
-        joined([{"labels": torch.zeros(2)}, {"input_ids": torch.zeros(2, 2)}])

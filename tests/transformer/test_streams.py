@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress3g.peft.streams import streams_of
 from compress3g.transformer import units_of
+from compress3g.transformer.streams import streams_of
 
-from .families import build, inputs
+from ..peft.families import build, inputs
 
 # Blocks that normalise after they add, or what they add; DINOv2's own scales are ones at the start.
 NONE = ("bert", "roberta", "distilbert", "gemma2")

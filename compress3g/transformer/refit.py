@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,33 +11,24 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ..core import Gates, Keep, Units
+from ..core import Keep, Units
 from ..criteria import Takeover, held, takeover
 from ..errors import ConfigError
-from ..transformer import units_of as sites_of
-from .cost import Batch
+from .calibration import Batch
 from .streams import streams_of
-
-
-@dataclass(frozen=True, slots=True)
-class Refit:
-    """What readers are fitted on.
-
-    batches: model inputs, which run as one, twice as large; gates: multipliers of all units, those
-    that go too, or None for ones.
-    """
-
-    batches: Sequence[Batch]
-    gates: Gates | None = None
+from .units import units_of
 
 
 @torch.no_grad()
-def fitted(base: Any, units: Sequence[Units], keep: Keep, how: Refit) -> dict[str, Takeover]:
+def fitted(
+    base: Any, units: Sequence[Units], keep: Keep, batches: Sequence[Batch]
+) -> dict[str, Takeover]:
     """What base weights of readers take over, by reader, adapters and all; nothing is changed.
 
-    Raises ConfigError for batches that do not fit together.
+    batches: model inputs, which run as one, twice as large. Raises ConfigError where they do not
+    fit together.
     """
-    batch = joined(how.batches)
+    batch = joined(batches)
     mask: Tensor | None = batch.get("attention_mask")
     known = inspect.signature(base.forward).parameters
     quiet: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
@@ -56,7 +46,7 @@ def fitted(base: Any, units: Sequence[Units], keep: Keep, how: Refit) -> dict[st
         return plain(base, name).bias is not None
 
     with held(base):
-        first = {k: t for k, t in how.batches[0].items() if k in batch}
+        first = {k: t for k, t in batches[0].items() if k in batch}
         return takeover(
             base,
             units,
@@ -64,7 +54,7 @@ def fitted(base: Any, units: Sequence[Units], keep: Keep, how: Refit) -> dict[st
             lambda m: m(**twice, **quiet),
             biased=biased,
             counts=counts,
-            streams=streams_of(base, sites_of(base), lambda: base(**first, **quiet)),
+            streams=streams_of(base, units_of(base), lambda: base(**first, **quiet)),
         )
 
 

@@ -1,0 +1,79 @@
+"""What stays of a pruned transformer puts out what all of it did, as far as it can."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from compress3g.errors import ConfigError
+from compress3g.transformer import PruneConfig, prune
+from compress3g.transformer.prune import open_model
+from compress3g.transformer.refit import joined
+
+from . import folders
+
+KINDS = ("decoder", "encoder", "masked", "classifier", "vision")
+
+
+def states(model, kind):
+    g = torch.Generator().manual_seed(5)
+    if kind == "vision":
+        given = {"pixel_values": torch.rand(8, 3, 16, 16, generator=g) - 0.5}  # as resized noise
+    else:
+        given = {"input_ids": torch.randint(5, 20, (8, 9), generator=g)}
+    with torch.no_grad():
+        return model(**given, output_hidden_states=True).hidden_states[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pruned_model_is_closer_with_the_refit(tmp_path, kind):
+    folder = folders.folder(tmp_path / kind, kind)
+    data = (
+        folders.images(tmp_path / "im", 60)
+        if kind == "vision"
+        else folders.text(tmp_path / "t.txt")
+    )
+    dense = open_model(folder, device=torch.device("cpu"))
+    errors = {}
+    for refit in (None, False):
+        config = PruneConfig(criterion="random", keep=0.6, samples=64, length=10, refit=refit)
+        done = prune(copy.deepcopy(dense), folder, data, config)
+        error = (states(done.model, kind) - states(dense, kind)).square().mean()
+        errors[refit] = float(error)
+        assert (done.refitted_on > 0) == (refit is None)
+    assert errors[None] < errors[False]
+
+
+def test_without_data_there_is_no_refit_unless_it_is_asked_for(tmp_path):
+    folder = folders.folder(tmp_path / "encoder", "encoder")
+    dense = open_model(folder, device=torch.device("cpu"))
+    config = {"criterion": "magnitude", "keep": 0.6}
+    found = [
+        prune(copy.deepcopy(dense), folder, None, PruneConfig(**config, refit=refit)).model
+        for refit in (None, False)
+    ]
+    assert torch.equal(states(found[0], "encoder"), states(found[1], "encoder"))
+    with pytest.raises(ConfigError, match="--refit needs --calibrate DATA"):
+        prune(copy.deepcopy(dense), folder, None, PruneConfig(**config, refit=True))
+
+
+def test_batches_of_other_widths_become_one():
+    first, second = (
+        {"input_ids": torch.randint(6, 60, (rows, n)), "attention_mask": torch.ones(rows, n)}
+        for rows, n in ((4, 9), (3, 5))
+    )
+    made = joined([first, second])
+    assert made["input_ids"].shape == (7, 9)
+    assert torch.equal(made["input_ids"][4:, :5], second["input_ids"])
+    assert not made["attention_mask"][4:, 5:].any()
+
+
+def test_batches_that_do_not_fit_together_are_refused():
+    with pytest.raises(ConfigError, match=r"shapes \(2, 3, 8, 8\) and \(2, 3, 16, 16\)"):
+        joined([{"pixels": torch.zeros(2, 3, n, n)} for n in (16, 8)])
+    with pytest.raises(ConfigError, match="input_ids has shapes"):  # nothing says what is padding
+        joined([{"input_ids": torch.zeros(2, n)} for n in (5, 7)])
+    with pytest.raises(ConfigError, match="labels is not a tensor in every batch"):
+        joined([{"labels": torch.zeros(2)}, {"input_ids": torch.zeros(2, 2)}])
