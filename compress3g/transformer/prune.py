@@ -255,11 +255,12 @@ def _passes(model: Any, criterion: Criterion, calibration: Calibration) -> dict[
 
 
 def _refit(model: Any, units: Sequence[Units], keep: Keep, calibration: Calibration) -> int:
-    """Fits the readers of what stays, and says on how many samples."""
+    """Fits the readers that lose something, and says on how many samples; 0 where none does."""
     batches = [inputs_of(batch) for batch in calibration.batches]
-    for name, more in fitted(model, units, keep, batches).items():
+    found = fitted(model, units, keep, batches)
+    for name, more in found.items():
         add(model, name, more)
-    return sum(len(next(iter(batch.values()))) for batch in batches)
+    return sum(len(next(iter(batch.values()))) for batch in batches) if found else 0
 
 
 def _multiples(scores: Gates, keep: Keep, units: Sequence[Units], config: PruneConfig) -> Keep:

@@ -46,6 +46,15 @@ def test_a_pruned_model_is_closer_with_the_refit(tmp_path, kind):
     assert errors[None] < errors[False]
 
 
+def test_where_nothing_goes_nothing_is_fitted(tmp_path):
+    folder, data = folders.folder(tmp_path / "encoder", "encoder"), folders.text(tmp_path / "t.txt")
+    dense = open_model(folder, device=torch.device("cpu"))
+    config = PruneConfig(criterion="random", keep=1.0, samples=8, length=10)
+    done = prune(copy.deepcopy(dense), folder, data, config)
+    assert done.refitted_on == 0
+    assert torch.equal(states(done.model, "encoder"), states(dense, "encoder"))
+
+
 def test_without_data_there_is_no_refit_unless_it_is_asked_for(tmp_path):
     folder = folders.folder(tmp_path / "encoder", "encoder")
     dense = open_model(folder, device=torch.device("cpu"))
