@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..core.surgery import slices
@@ -59,7 +60,7 @@ def _load(pipe: Any, source: dict[str, Tensor] | str, options: Mapping[str, Any]
         pipe.load_lora_weights(source, **options)
     except ConfigError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()
         what = source if isinstance(source, str) else "the LoRA"
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import ConfigError, FormatError, require
@@ -70,7 +71,9 @@ def open_pipeline(
             )
     except (ConfigError, FormatError):
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{folder} cannot be loaded: {reason}") from None
     for part in pipe.components.values():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..engine.checkpoint import load_tensors, read_json, save_tensors, write_json
@@ -163,7 +163,7 @@ def attach(base: Any, adapter: Path, *, train: bool = False) -> Any:
     try:
         with safe_open(str(file), "pt") as held:
             shapes = {n: tuple(held.get_slice(n).get_shape()) for n in held.keys()}  # noqa: SIM118
-    except (OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{file} cannot be read: {error}") from None
     for name, shape in sorted(shapes.items()):
         part, _, kind = name.removeprefix("base_model.model.").rpartition(".lora_")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -149,7 +150,7 @@ def adapted(made: Prepared, config: TuneConfig) -> Any:
         base = getattr(transformers, task.auto).from_pretrained(
             folder, local_files_only=True, **(head if labels else {})
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{folder} cannot be loaded for {config.task}: {reason}") from None
     lora = peft.LoraConfig(

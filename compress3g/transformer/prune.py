@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from ..core import Budget, Gates, Keep, Units, materialize, price, select
 from ..criteria import CRITERIA, Criterion, choose, gather, held, score
@@ -118,7 +119,7 @@ def open_model(folder: Path, *, dtype: str = "auto", device: torch.device) -> An
         make = model_class(config, folder)
     try:
         return make.from_pretrained(folder, **options).to(device).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{folder} cannot be loaded: {reason}") from None
 

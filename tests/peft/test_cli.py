@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_merge_and_bench(tuned, model, tmp_path, capsys):
     assert main(words) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["params of B"] < figures["params of A"]
+
+
+def test_truncated_weights_are_one_line(model, data, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "dense")
+    file = tmp_path / "dense" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    out = tmp_path / "out"
+    assert main(["peft", "train", str(tmp_path / "dense"), str(data), "-o", str(out), *SHORT]) == 2
+    assert "dense cannot be loaded for classification" in said(capsys)
+    assert not out.exists()
 
 
 def test_inspect_names_every_site(model, capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -334,6 +335,17 @@ def test_damaged_and_foreign_folders_say_so(given, tmp_path):
     (out / "model.safetensors").unlink()
     with pytest.raises(FormatError, match="does not exist"):
         from_pretrained(out)
+
+
+def test_truncated_weights_of_a_dense_model_are_one_line(given, tmp_path, capsys):
+    shutil.copytree(given["encoder"], tmp_path / "dense")
+    file = tmp_path / "dense" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    out = tmp_path / "out"
+    assert main(["prune", str(tmp_path / "dense"), "--criterion", "magnitude", "-o", str(out)]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert "dense cannot be loaded" in line
+    assert not out.exists()
 
 
 def test_the_library_itself_refuses_a_pruned_folder_loudly(given, tmp_path):

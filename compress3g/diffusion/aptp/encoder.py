@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...errors import ConfigError, require
@@ -46,7 +47,7 @@ class TextEncoder:
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
             self._model = transformers.AutoModel.from_pretrained(folder).eval()
-        except (OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(f"encoder {folder} cannot be loaded: {reason}") from None
 
