@@ -6,12 +6,14 @@ As aptp.py, at a third of the multiply-adds, where one network after as many upd
 fails at four digits. Networks cut so far answer nothing right before they have learnt, and no
 caption is told from another: the router measures need at `--need`. Codes are cut again for their
 own captions, by `--recut`, the one code of "one code" too. Then every network has
-`--updates` of `--batch` captions at the times of the sampler, by the loss of `route finetune`:
-experts from the captions that are routed to them and to larger ones (with `--own`, not to larger
-ones), single networks from all. Magnitude's is trained a second time, for as many updates as all
-experts together. `--masks` is a folder of ecodiffSEED.safetensors, the logits of EcoDiff's masks;
-they are learnt where there are none. `--validate` judges by other training captions and not by
-held-out ones: by them settings are chosen. What is finished stays in --work.
+`--updates` of `--batch` captions at the times of the sampler, by the loss of `route finetune`.
+Experts make the share `--common` of all their updates together, as parts of one network, and the
+others each from the captions that are routed to it (with `--larger`, to larger ones too); single
+networks learn from all. Those of magnitude and of one code are trained a second time,
+for as many updates as all experts together. `--masks` is a folder of ecodiffSEED.safetensors, the
+logits of EcoDiff's masks; they are learnt where there are none. `--validate` judges by other
+training captions and not by held-out ones: by them settings are chosen. What is finished stays in
+--work.
 """
 
 from __future__ import annotations
@@ -39,15 +41,21 @@ from train_digits import MEAN, SCALE
 import compress3g.diffusion as cd
 from compress3g.diffusion.aptp import AptpPipeline, Router, train_router
 from compress3g.diffusion.aptp.corpus import Corpus
-from compress3g.diffusion.aptp.finetune import lessons_of
+from compress3g.diffusion.aptp.experts import expert_of
+from compress3g.diffusion.aptp.finetune import as_parts, lessons_of
 from compress3g.diffusion.calibration import noised_at
 from compress3g.diffusion.sampling import Replay
 from compress3g.engine.checkpoint import write_json
 from compress3g.errors import BudgetError
 
 EVEN = (1 / 3, 1 / 3, 1 / 3)
-LONG = "magnitude as long as all experts"
-ROWS = ("routed", "magnitude", LONG, "ecodiff", "one code")
+LONG = " as long as all experts"
+ROWS = ("routed", "magnitude", "magnitude" + LONG, "ecodiff", "one code", "one code" + LONG)
+# What else tells one run from another.
+SETTINGS = (
+    "target", "grade", "experts", "updates", "training", "need", "directions", "bundle", "steps",
+    "captions", "batch", "rate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +128,7 @@ class Seed:
 
     def __init__(self, seed: int, options: Any) -> None:
         self.seed, self.options = seed, options
-        how = (options.target, options.grade, options.experts, options.updates, options.training)
-        name = "-".join(f"{x:g}" for x in how) + kind_of_run(options)
+        name = "-".join(f"{getattr(options, x):g}" for x in SETTINGS) + kind_of_run(options)
         folder = options.work / name
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / f"{seed}.json"
@@ -229,7 +236,26 @@ def about(s: Seed, owner: AptpPipeline) -> dict[str, Any]:
 def kind_of_run(options: Any) -> str:
     """What tells a run from the default in the names of its files."""
     recut = "" if options.recut == "no" else f"_{options.recut}"
-    return recut + "_own" * options.own + "_validation" * options.validate
+    common = f"_common_{options.common:g}" if options.common else ""
+    return recut + common + "_larger" * options.larger + "_validation" * options.validate
+
+
+def trained_experts(s: Seed) -> list[nn.Module]:
+    """Of `--updates` each: together for the share `--common` of all of them, then on its own."""
+    options, router = s.options, s.owner.router
+    chosen = s.owner.route(texts(s.training)).experts
+    together = round(options.updates * options.experts * options.common)
+    alone = round(options.updates * (1 - options.common))
+    whole = copy.deepcopy(s.pipe.unet)
+    with as_parts(whole, router, doubled=True):
+        learn(whole, s.bank, torch.arange(len(chosen)), options, updates=together, seed=50)
+    experts = []
+    for i, keep in enumerate(router.keep):
+        experts.append(copy.deepcopy(expert_of(whole, router.space, keep, index=i)))
+        mine = lessons_of(router, chosen, i, larger=options.larger).nonzero()[:, 0]
+        if len(mine):  # one that gets no prompt stays as it is
+            learn(experts[i], s.bank, mine, options, updates=alone, seed=i)
+    return experts
 
 
 def measure(s: Seed, name: str) -> None:
@@ -238,19 +264,13 @@ def measure(s: Seed, name: str) -> None:
         return
     options = s.options
     if name == "routed":
-        chosen = s.owner.route(texts(s.training)).experts
-        experts = []
-        for i in range(options.experts):
-            experts.append(copy.deepcopy(s.owner.expert(i)))
-            mine = lessons_of(s.owner.router, chosen, i, larger=not options.own).nonzero()[:, 0]
-            if len(mine):  # one that gets no prompt stays as it is
-                learn(experts[i], s.bank, mine, options, updates=options.updates, seed=i)
+        experts = trained_experts(s)
         tuned = AptpPipeline(s.pipe, s.owner.router, mode="finetuned", build=experts.__getitem__)
         s.row["router"] = about(s, s.owner)
         s.judged(name, tuned.generate, s.row["router"]["share"])
         return
-    pipe, network = copy.copy(s.pipe), s.network(name)
-    updates = options.updates * (options.experts if name == LONG else 1)
+    pipe, network = copy.copy(s.pipe), s.network(name.removesuffix(LONG))
+    updates = options.updates * (options.experts if name.endswith(LONG) else 1)
     learn(network, s.bank, torch.arange(len(s.training)), options, updates=updates, seed=50)
     pipe.register_modules(unet=network)
     cost = multiply_adds(pipe) / multiply_adds(s.pipe)
@@ -297,7 +317,8 @@ def main() -> None:
     made.add_argument("--need", type=float, default=0.7, help="As in AptpConfig.")
     made.add_argument("--directions", type=int, default=1, help="As in AptpConfig; 0: all.")
     made.add_argument("--bundle", type=int, default=192, help="As in AptpConfig.")
-    made.add_argument("--own", action="store_true", help="Experts learn from their captions alone.")
+    made.add_argument("--common", type=float, default=0.5, help="Share of updates made together.")
+    made.add_argument("--larger", action="store_true", help="Experts learn from larger ones', too.")
     made.add_argument("--validate", action="store_true", help="Judge by training captions.")
     made.add_argument("--rows", default=",".join(ROWS), help="Which to measure, with commas.")
     made.add_argument("--steps", type=int, default=2, help="Of the router's training.")
@@ -313,7 +334,7 @@ def main() -> None:
     if options.quick:
         options.seeds, options.steps, options.training, options.captions = "0", 2, 24, 12
         options.updates, options.batch, options.work = 4, 4, options.work / f"{time.time():.0f}"
-        options.rows = f"routed,magnitude,{LONG}"  # learning masks takes minutes
+        options.rows = f"routed,magnitude,magnitude{LONG}"  # learning masks takes minutes
     seeds = [int(x) for x in options.seeds.split(",")]
     every = [Seed(seed, options) for seed in seeds]
     for s in every:
@@ -323,11 +344,11 @@ def main() -> None:
     show(rows)
     report(
         f"aptp_small_{options.target:g}{kind_of_run(options)}", options, seeds=seeds,
-        goals=goals_of(rows, options.target), own=options.own, recut=options.recut,
+        goals=goals_of(rows, options.target), larger=options.larger, recut=options.recut,
         rows={f"seed {i}": r for i, r in zip(seeds, rows, strict=True)},
         target=options.target, experts=options.experts, grade=options.grade, need=options.need,
-        training=options.training, captions=options.captions, updates=options.updates,
-        batch=options.batch,
+        common=options.common, training=options.training, captions=options.captions,
+        updates=options.updates, batch=options.batch,
     )  # fmt: skip
 
 

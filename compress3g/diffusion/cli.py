@@ -172,14 +172,15 @@ def prune(
         images = sheet is not None or judge is not None
         return pictures(pipe, few, **how, seed=config.seed, images=images) if few else None
 
-    dense, before = report(pipe, prompts=prompts[:1] or [NEUTRAL]), look()
+    shown = prompts[:1] or [NEUTRAL]
+    dense, before = report(pipe, prompts=shown, seconds=None), look()
     stopped = recipe.carry_out(
         pipe, prompts, learned=learned, dense=lambda: open_folder(model, device, dtype),
         checkpoint=output,
     )  # fmt: skip
     if not first():
         return
-    small, after = report(pipe, prompts=prompts[:1] or [NEUTRAL]), look()
+    small, after = report(pipe, prompts=shown, seconds=None), look()
     save(pipe, output, self_contained=self_contained)
     if sheet is not None:
         write_sheet(sheet, [made.images[:_SHOWN] for made in (before, after)])
@@ -200,6 +201,7 @@ def prune(
     if stopped:
         click.echo(f"stopped: {stopped}")
     click.echo(f"pipeline  {output}")
+    click.echo(f"time      compress3g diffusion bench {model} {output}")
     click.echo(
         f'load      import compress3g.diffusion; DiffusionPipeline.from_pretrained("{output}")'
     )

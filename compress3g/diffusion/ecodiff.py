@@ -38,7 +38,7 @@ from .ordered_start import ordered_logits
 from .pipelines import denoiser_of
 from .processes import generator, processes, seed_of, summed
 from .sampling import Prompt, Replay
-from .teacher import Teacher
+from .teacher import Teacher, fingerprint
 from .units import units_of
 
 _log = logging.getLogger(__name__)
@@ -364,6 +364,7 @@ class _Learning:
         return {
             "config": dataclasses.asdict(self.config),
             "digest": digest(self.units),
+            "dense": fingerprint(self.denoiser),
             "asked": hashlib.sha256(text.encode()).hexdigest(),
         }
 

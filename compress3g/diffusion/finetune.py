@@ -121,9 +121,9 @@ def finetune(
     sizes and class stay as they are.
 
     prompts: texts, or class labels; checkpoint: a file to go on from, written every ten minutes and
-    when the run is told to stop; cache: a folder of dense images; call: further options of the
-    pipeline's call (height, ...); after_update: told the number of updates that are done and their
-    last record; False from it ends the run.
+    at the end, also when the run is told to stop; cache: a folder of dense images; call: further
+    options of the pipeline's call (height, ...); after_update: told the number of updates that are
+    done and their last record; False from it ends the run.
     Several processes (accelerate, torchrun) share the batches of each update.
     Raises ConfigError when `teacher` is not what `pipe` was pruned from, when the scheduler cannot
     add noise, for half-precision weights of method "full", and for too little memory; ScoreError
@@ -145,8 +145,9 @@ def finetune(
                 shown = {n: f"{v:.3g}" for n, v in record.items()}
                 progress.update(shown, run.done / config.updates)
                 ends = after_update is not None and after_update(run.done, record) is False
-                due = time.monotonic() - saved > _SAVE_EVERY
-                if checkpoint is not None and run.rank == 0 and (due or ends or signal.requested):
+                over = bool(run.stopped) or run.done == config.updates
+                due = over or ends or signal.requested or time.monotonic() - saved > _SAVE_EVERY
+                if checkpoint is not None and run.rank == 0 and due:
                     run.save(checkpoint)
                     saved = time.monotonic()
                 if ends or signal.requested:

@@ -16,15 +16,15 @@ from .pruned_models import is_pruned
 class Report:
     """One call of the denoiser, as its pipeline makes it for `batch` prompts.
 
-    bytes: of parameters; macs: multiply-adds; latency_ms: the median; pruned: of which method and
-    ratio, when it was pruned.
+    bytes: of parameters; macs: multiply-adds; latency_ms: the median, None where it was
+    not timed; pruned: of which method and ratio, when it was pruned.
     """
 
     denoiser: str
     params: int
     bytes: int
     macs: int
-    latency_ms: float
+    latency_ms: float | None
     batch: int
     device: str
     pruned: str | None = None
@@ -34,11 +34,14 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
+        cost = operations(self.macs, "MAC")
+        if self.latency_ms is not None:
+            cost += f", {milliseconds(self.latency_ms)}"
         rows = [
             ("denoiser", self.denoiser + (f" ({self.pruned})" if self.pruned else "")),
             ("parameters", f"{self.params:,}"),
             ("bytes", byte_size(self.bytes)),
-            ("per call", f"{operations(self.macs, 'MAC')}, {milliseconds(self.latency_ms)}"),
+            ("per call", cost),
         ]
         return "\n".join(f"{name:14}{value}" for name, value in rows)
 
@@ -48,23 +51,28 @@ def report(
     *,
     prompts: Sequence[str] = ("",),
     guidance: float | None = None,
-    seconds: float = 1.0,
+    seconds: float | None = 1.0,
 ) -> Report:
     """Parameters, bytes, multiply-adds and time of a denoiser.
 
-    prompts: decide the batch; classes for a pipeline of classes. seconds: of timing.
+    prompts: decide the batch; classes for a pipeline of classes. seconds: of timing, None
+    for none: times that are not taken in turn do not say which of two pipelines is faster.
     """
     denoiser: Any = denoiser_of(pipe)[1]
     again = a_call(pipe, prompts, guidance=guidance)
     size = size_of(denoiser)
     flops = count_flops(again)
+    latency = (
+        None if seconds is None
+        else measure_latency(again, seconds=seconds, device=flops.device).p50
+    )  # fmt: skip
     about = denoiser.config.get("compress3g") if is_pruned(denoiser) else None
     return Report(
         denoiser=type(denoiser).__name__,
         params=size.params,
         bytes=size.bytes,
         macs=flops.total // 2,
-        latency_ms=measure_latency(again, seconds=seconds, device=flops.device).p50,
+        latency_ms=latency,
         batch=len(prompts),
         device=flops.device,
         pruned=None if about is None else _pruned(about),

@@ -67,8 +67,12 @@ def _add(state: Any, value: Any) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Names, shapes, types and evenly spread numbers of all weights: a whole hash takes minutes."""
-    state = hashlib.sha256(json.dumps(dict(getattr(model, "config", {})), default=repr).encode())
+    """Names, shapes, types and evenly spread numbers of all weights: a whole hash takes minutes.
+
+    The same wherever the model's folder lies, and whatever version of diffusers wrote it.
+    """
+    config = {k: v for k, v in dict(getattr(model, "config", {})).items() if k[:1] != "_"}
+    state = hashlib.sha256(json.dumps(config, default=repr).encode())
     for name, p in model.named_parameters():
         flat = p.detach().reshape(-1)
         state.update(f"{name}{tuple(p.shape)}".encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -102,6 +103,9 @@ def test_the_whole_way_from_one_pipeline_to_a_compared_one(work, tmp_path, capsy
     )  # fmt: skip
     assert code == 0
     assert "of the parameters and" in out
+    # Times that were not taken in turn would not say which is faster.
+    assert re.search(r"\d ?[mµ]?s\b", out) is None
+    assert f"compress3g diffusion bench {work / 'dense'} {small}" in out
     assert size_of(sheet) == (2 * 66, 2 * 66)
     (tmp_path / "judge.py").write_text("def bright(images, prompts): return images.mean((1, 2, 3))")
     score = ("--score", f"{tmp_path}/judge.py:bright")

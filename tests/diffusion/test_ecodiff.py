@@ -224,6 +224,10 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     learn(updates=1, checkpoint=file)
     with pytest.raises(FormatError, match=r"learning_rate 0\.15 instead of 0\.2"):
         learn(updates=1, learning_rate=0.2, checkpoint=file)
+    pipe = copy.deepcopy(pipeline("SD3"))
+    pipe.transformer.proj_out.weight.data.mul_(1.5)  # another model of the same sizes
+    with pytest.raises(FormatError, match="other prompts, model or call"):
+        learn(pipe=pipe, updates=1, checkpoint=file)
 
 
 def test_learning_stops_at_nan_with_the_last_good_masks(tmp_path):

@@ -87,16 +87,12 @@ def train(
     from .corpus import Corpus
     from .encoder import PIPELINE, TextEncoder
     from .pipeline import AptpPipeline
-    from .trainer import train_router
+    from .trainer import check_captions, train_router
 
     config = resolve(AptpConfig, options, config_file)
     refuse_existing(output)
     prompts = read_captions(captions)
-    if config.experts > len(prompts):
-        raise ConfigError(
-            f"--experts {config.experts} for {len(prompts)} captions: give more captions or fewer "
-            "experts"
-        )
+    check_captions(prompts, config)
     pipe = open_folder(model, device, "float32")
     own = TextEncoder(encoder)(prompts) if encoder is not None else None
     corpus = Corpus.of(

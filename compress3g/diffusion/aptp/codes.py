@@ -306,6 +306,24 @@ class SoftCode:
             keep[first.name] = torch.arange(1)
         return keep
 
+    def inverse(self, wanted: Float[Tensor, "U"]) -> Float[Tensor, "U"]:
+        """Logits whose gates, without noise, are sigmoid(wanted / tau); of blocks nearly so.
+
+        As many blocks stay, at least one, as are wanted above 0. The last of them in their order
+        and the first that goes are as firm as wanted, all others firmer: tail sums are evenly
+        spread on both sides, as blocks with the same one would learn, and go, together.
+        """
+        count = len(self.space.order)
+        x = wanted.double() - self.bias
+        if not count:
+            return x.float()
+        tails = x[:count].sigmoid().sort(descending=True).values.tolist()
+        stay = max(1, int((wanted[:count] > 0).sum()))
+        stays = torch.linspace(1, tails[stay - 1], stay, dtype=x.dtype)
+        goes = torch.linspace(0, [*tails, 0.0][stay], count - stay + 1, dtype=x.dtype).flip(0)
+        p = -torch.cat([stays, goes]).diff()
+        return torch.cat([p.log()[self.space.places.back], x[count:]]).float()
+
     def _ordered(self, x: Tensor) -> Tensor:
         count = len(self.space.order)
         if not count:

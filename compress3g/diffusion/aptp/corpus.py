@@ -22,6 +22,7 @@ from ..adapters import Adapter, adapter_of
 from ..calibration import noised_at, target_at
 from ..pipelines import denoiser_of, generate
 from ..sampling import Replay
+from ..teacher import fingerprint
 from .encoder import embedding_in
 
 _CHUNK = 16  # prompts that go through the pipeline at a time
@@ -69,7 +70,7 @@ class Corpus:
 
         steps: of the inference that makes latents and whose times are drawn from; cache: a file
         for the latents that are made. Raises ConfigError for a pipeline without adapter and for
-        latents of another number, FormatError for the cache of other prompts.
+        latents of another number, FormatError for the cache of another model or of other prompts.
         """
         if not prompts:
             raise ConfigError("there is no prompt: give at least one")
@@ -162,12 +163,16 @@ def _made(
     seed: int,
     file: Path | None,
 ) -> Tensor:
-    text = json.dumps([list(prompts), steps, guidance, seed, type(pipe.scheduler).__name__])
+    model = fingerprint(denoiser_of(pipe)[1])
+    scheduler = type(pipe.scheduler).__name__
+    text = json.dumps([model, list(prompts), steps, guidance, seed, scheduler])
     asked = hashlib.sha256(text.encode()).hexdigest()
     if file is not None and file.exists():
         tensors, about = load_tensors(file)
         if about.get("asked") != asked:
-            raise FormatError(f"{file} holds latents of other prompts or options: remove it")
+            raise FormatError(
+                f"{file} holds latents of another model, other prompts or other options: remove it"
+            )
         return tensors["latents"]
     made = []
     with Progress("latents") as progress:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,23 @@ def learn_together(
     whole = copy.deepcopy(dense)
     student = copy.copy(teacher)
     student.register_modules(**{attribute: whole})
-    device = next(whole.parameters()).device
-    each = [as_gates(keep, router.space) for keep in router.keep]
-    gates = {n: torch.stack([g[n] for g in each]).to(device) for n in each[0]}
     call = {} if config.guidance is None else {"guidance_scale": config.guidance}
     replay = Replay.of(teacher, prompts[:1], steps=config.steps, call=call)
     doubled = replay.adapter.doubled and replay.guidance is not None
+    with as_parts(whole, router, doubled=doubled):
+        finetune(student, teacher, prompts, config, checkpoint=checkpoint, cache=cache)
+    return whole
+
+
+@contextmanager
+def as_parts(whole: nn.Module, router: Router, *, doubled: bool) -> Iterator[None]:
+    """A whole denoiser answers every row as the expert would to which the row's prompt goes.
+
+    doubled: the first half of a call's rows are the same prompts untold, for guidance.
+    """
+    device = next(whole.parameters()).device
+    each = [as_gates(keep, router.space) for keep in router.keep]
+    gates = {n: torch.stack([g[n] for g in each]).to(device) for n in each[0]}
 
     def masked(own: Answer, arguments: dict[str, Any]) -> Any:
         told = embedding_in(arguments)
@@ -144,8 +156,7 @@ def learn_together(
             return own(**arguments)
 
     with instead(whole, masked):
-        finetune(student, teacher, prompts, config, checkpoint=checkpoint, cache=cache)
-    return whole
+        yield
 
 
 def its_part(config: FinetuneConfig, share: float) -> FinetuneConfig:

@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 from ...core import Gates, Keep
 from ...criteria import CRITERIA, Criterion, gather, held, score
 from ..prune import decide
-from .codes import Space, as_gates
+from .codes import SoftCode, Space, as_gates
 from .corpus import Corpus, Sample
 from .harden import priced, shares_of
 from .need import fitted
@@ -54,7 +54,7 @@ def recut(
     wanted, z = router, router.standard(embeddings)
     for _ in range(_ROUNDS):
         keep = _filled(wanted, sizes, scores)
-        logits = torch.stack([_logits(router.space, k) for k in keep]) - config.bias
+        logits = torch.stack([_logits(router.code, k) for k in keep])
         weight, intercept = fitted(z, logits[chosen])
         found = replace(
             router, weight=weight, intercept=intercept, logits=logits, keep=tuple(keep),
@@ -144,6 +144,6 @@ def fill(space: Space, scores: Gates, keep: Keep, share: float, criterion: Crite
     }  # fmt: skip
 
 
-def _logits(space: Space, keep: Keep) -> Float[Tensor, "U"]:
-    gates = as_gates(keep, space)
-    return torch.cat([_FIRM * (2 * gates[u.name] - 1) for u in space.units])
+def _logits(code: SoftCode, keep: Keep) -> Float[Tensor, "U"]:
+    gates = as_gates(keep, code.space)
+    return code.inverse(torch.cat([_FIRM * (2 * gates[u.name] - 1) for u in code.space.units]))

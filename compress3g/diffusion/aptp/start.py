@@ -18,11 +18,12 @@ _ROUNDS = 40  # of bisection
 def by_magnitude(
     denoiser: nn.Module, space: Space, target: float, *, staggered: bool = False
 ) -> Float[Tensor, "U"]:
-    """Logits, bias included, of which `target` of the multiply-adds stays; blocks stay (ours).
+    """What GS takes, bias included, where `target` of the multiply-adds stays; blocks stay (ours).
 
-    The share q of every group is open, those with the largest weights first. Logits are firm: the
-    noise of gates in the middle makes another network in every step, and at a small budget none of
-    these can draw anything, so that no gate learns what it is for.
+    `SoftCode.inverse` makes logits of it. The share q of every group is open, those with the
+    largest weights first. Gates are firm: the noise of those in the middle makes another network in
+    every step, and at a small budget none of these can draw anything, so that no gate learns what
+    it is for.
 
     staggered: groups of a size lose their next unit one after the other as the target falls. At
     once, as without, sizes come in steps, and two codes of unlike targets can be the same.
@@ -33,7 +34,7 @@ def by_magnitude(
         places = scores.argsort(descending=True, stable=True).argsort()
         ranks.append((places + ((i * _GOLDEN) % 1 if staggered else 0.5)) / u.size)
     rank = torch.cat(ranks)
-    blocks = torch.zeros(len(space.order))
+    blocks = torch.full((len(space.order),), _FIRM)
     low, high = 0.0, 1.0
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
@@ -49,7 +50,7 @@ def by_magnitude(
 def graded(
     denoiser: nn.Module, space: Space, target: float, count: int, ratio: float
 ) -> Float[Tensor, "N U"]:
-    """Logits of `count` such networks, the smallest first, that cost `target` on average (ours)."""
+    """The same of `count` networks, the smallest first, that cost `target` on average (ours)."""
     sizes = graded_sizes(space, target, count, ratio)
     each = [by_magnitude(denoiser, space, float(size), staggered=True) for size in sizes]
     return torch.stack(each)

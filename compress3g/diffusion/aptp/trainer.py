@@ -25,6 +25,7 @@ from ..blocks import blocks_of
 from ..learning import difference, frozen, short_of_memory
 from ..processes import generator as seeded_generator
 from ..processes import processes, summed
+from ..teacher import fingerprint
 from . import losses
 from .codes import SoftCode, Space, as_gates, space_of
 from .config import AptpConfig
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 _SAVE_EVERY = 50  # steps
 _REMEDIES = "a smaller --batch, or a smaller picture"
 _LR_WARMUP = 100  # steps
+_SAMPLES, _CLOSE = 1024, 0.05  # numbers of the latents by which a checkpoint knows them
 _CLUSTERING = 20  # rounds of finding the first codes
 
 
@@ -61,7 +63,7 @@ def train_router(
 
     embeddings: of the corpus' prompts by another `encoder`; checkpoint: a file to go on from;
     after_step: told the number of steps done and their last record; False from it ends training.
-    Several processes share the batch. Raises ConfigError for fewer prompts than experts,
+    Several processes share the batch. Raises ConfigError for fewer different prompts than experts,
     BudgetError for a target no code can meet, ScoreError when a loss is not finite.
     """
     config = config or AptpConfig()
@@ -83,33 +85,40 @@ def train_router(
     return training.result()
 
 
+def check_captions(captions: Sequence[str], config: AptpConfig) -> None:
+    """Raises ConfigError where there are more codes than captions to tell apart."""
+    different = len(set(captions))
+    if config.experts > different:
+        raise ConfigError(
+            f"--experts {config.experts} for {different} different captions: give more captions or "
+            "fewer experts"
+        )
+
+
 class _Training:
     """A run: predictor, codes, their optimiser, and how many steps are done."""
 
     def __init__(
         self, corpus: Corpus, config: AptpConfig, embeddings: Tensor | None, encoder: str
     ) -> None:
-        if config.experts > len(corpus):
-            raise ConfigError(
-                f"--experts {config.experts} for {len(corpus)} prompts: give more prompts or fewer "
-                "experts"
-            )
+        check_captions(corpus.prompts, config)
         self.corpus, self.config, self.encoder = corpus, config, encoder
         self.denoiser = corpus.denoiser
+        self._latents = _some_of(corpus.latents)
         self.device = next(self.denoiser.parameters()).device
         self.rank, self._world = processes(config.batch, "--batch")
         self.space = _priced_space(corpus, config)
         self.p = self.space.prunable_share(config.target)
         self.code = SoftCode.of(self.space, config)
         found = corpus.embeddings if embeddings is None else embeddings
-        self.mean, self.scale = found.mean(0), float(found.std(0).square().mean().sqrt())
-        self.z = (found - self.mean) / max(self.scale, 1e-12)
+        self.mean, self.scale = found.mean(0), _scale_of(found)
+        self.z = (found - self.mean) / self.scale
         generator = seeded_generator(config.seed, 0)
         self.predictor = Predictor(self.z.shape[1], self.space, generator).to(self.device)
         if config.start == "magnitude":
-            first = by_magnitude(self.denoiser, self.space, config.target) - config.bias
+            first = by_magnitude(self.denoiser, self.space, config.target)
             with torch.no_grad():
-                self.predictor.linear.bias.copy_(first)
+                self.predictor.linear.bias.copy_(self.code.inverse(first))
         codes = torch.empty(config.experts, self.space.width)
         nn.init.orthogonal_(codes, generator=generator)
         self.codes = nn.Parameter(codes.to(self.device))
@@ -244,14 +253,14 @@ class _Training:
         config, space = self.config, self.space
         first = graded(self.denoiser, space, config.target, config.experts, config.grade)
         with torch.no_grad():
-            self.codes.copy_(first - config.bias)
+            self.codes.copy_(torch.stack([self.code.inverse(x) for x in first]))
         if config.experts == 1:
             self._chosen = torch.zeros(len(self.corpus), dtype=torch.long)
             return
         asked = first
         if config.need is not None:
             asked = graded(self.denoiser, space, config.need, config.experts, config.grade)
-        hard = [as_gates(self.code.hard(c), space) for c in asked - config.bias]
+        hard = [as_gates(self.code.hard(self.code.inverse(x)), space) for x in asked]
         gates = {n: torch.stack([g[n] for g in hard]).to(self.device) for n in hard[0]}
         errors = errors_of(self.corpus, space, gates, seeded_generator(config.seed, 5))
         told = leading(self.z, config.directions)
@@ -267,6 +276,7 @@ class _Training:
     def save(self, path: Path) -> None:
         """Writes all that the next step depends on."""
         tensors = {f"learnt/{n}": p for n, p in self._learnt().items()}
+        tensors["latents"] = self._latents
         for name, p in self._learnt().items():
             tensors |= {f"{key}/{name}": v for key, v in self.adam.state.get(p, {}).items()}
         if self._recent.rows is not None:
@@ -283,6 +293,8 @@ class _Training:
             if then != now:
                 was = difference(then, now) if name == "config" else "other prompts or model"
                 raise FormatError(f"{path} is a checkpoint of another run ({was}): remove it")
+        if not _alike(tensors["latents"], self._latents):
+            raise FormatError(f"{path} is a checkpoint of another run (other latents): remove it")
         for name, p in self._learnt().items():
             p.data.copy_(tensors[f"learnt/{name}"])
             if f"step/{name}" in tensors:
@@ -307,6 +319,7 @@ class _Training:
         return {
             "config": dataclasses.asdict(self.config),
             "digest": digest(self.space.units),
+            "dense": fingerprint(self.denoiser),
             "asked": hashlib.sha256(text.encode()).hexdigest(),
         }
 
@@ -337,6 +350,23 @@ class _Training:
         if self.config.recut is None:
             return router
         return recut(router, self.corpus, embeddings, seeded_generator(self.config.seed, 6))
+
+
+def _scale_of(embeddings: Tensor) -> float:
+    """Standard deviation over rows, of all columns together; never 0, also of a single row."""
+    deviation = embeddings.std(0, correction=min(1, len(embeddings) - 1))
+    return max(float(deviation.square().mean().sqrt()), 1e-12)
+
+
+def _some_of(latents: Tensor) -> Tensor:
+    flat = latents.flatten()
+    return flat[:: max(1, len(flat) // _SAMPLES)].float()
+
+
+def _alike(then: Tensor, now: Tensor) -> bool:
+    """Up to rounding: latents that were made again by other threads or another device will do."""
+    close = _CLOSE * float(now.square().mean().sqrt())
+    return then.shape == now.shape and float((then - now).abs().max()) <= close
 
 
 def _priced_space(corpus: Corpus, config: AptpConfig) -> Space:

@@ -39,6 +39,7 @@ def work(tmp_path_factory):
     save(captions(), folder / "dense")
     (folder / "captions.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "holes.txt").write_text("a red seven\n\na blue three\n")
+    (folder / "same.txt").write_text("a red seven\n" * 3)
     code = run(
         "train", folder / "dense", folder / "routed", "--captions", folder / "captions.txt", *SMALL
     )
@@ -125,6 +126,8 @@ def test_finetuned_experts_can_be_stored_in_half_the_space(work, tmp_path, capsy
         (["train", "{dense}", "{new}", "--captions", "{holes}"], "line 2"),
         (["train", "{dense}", "{new}", "--captions", "{captions}", "--experts", "99"],
          "--experts 99"),
+        (["train", "{dense}", "{new}", "--captions", "{same}", "--experts", "2"],
+         "--experts 2 for 1 different captions"),
         (["train", "{dense}", "{new}", "--captions", "{captions}", "--target", "0.002",
           "--experts", "2", "--inference-steps", "3"], "cannot be met"),
         (["train", "{dense}", "{routed}", "--captions", "{captions}"], "exists already"),
@@ -139,7 +142,8 @@ def test_finetuned_experts_can_be_stored_in_half_the_space(work, tmp_path, capsy
 def test_bad_input_gets_one_line_and_code_2(work, tmp_path, capsys, words, complaint):
     places = {
         "dense": work / "dense", "routed": work / "routed", "captions": work / "captions.txt",
-        "holes": work / "holes.txt", "new": tmp_path / "new", "none": tmp_path / "none.txt",
+        "holes": work / "holes.txt", "same": work / "same.txt",
+        "new": tmp_path / "new", "none": tmp_path / "none.txt",
     }  # fmt: skip
     code = run(*(w.format(**places) for w in words))
     said = capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from compress3g.errors import BudgetError
 from compress3g.profile import count_flops
 
 from ..tiny import ARCHITECTURES, FAMILIES, dense_copy
+from .conftest import deep
 
 seeds = st.integers(0, 2**20)
 
@@ -94,6 +97,27 @@ def test_depth_gates_are_the_tail_sums_of_a_softmax(unet):
         wanted = ((torch.log(c / (1 - c)) + 3) / 0.4).sigmoid()
         gate = code.gates(z.float())[found.units[order[place]].name]
         assert float(gate) == pytest.approx(float(wanted), abs=1e-4)
+
+
+@pytest.mark.parametrize("bias", [3.0, 0.0, -2.0])
+@pytest.mark.parametrize("count", [1, 2, 32])
+def test_logits_of_wanted_gates_keep_as_many_blocks_as_are_wanted(count, bias):
+    found = deep(count)[1]
+    code, order = SoftCode(found, bias=bias), list(found.order)
+    for stay in range(1, count + 1):
+        wanted = torch.linspace(-2, 2, found.width)
+        wanted[:count] = torch.full((count,), -3.0).index_fill(0, torch.tensor(order[:stay]), 3.0)
+        z = code.inverse(wanted)
+        keep = code.hard(z)
+        assert [len(keep[f"b{i}"]) for i in order] == [1] * stay + [0] * (count - stay)
+        # The first always stays; the last that stays, and the first that goes, are as wanted.
+        p = z[order].double().softmax(0)
+        for place, x in ((stay - 1, 3.0), (stay, -3.0)):
+            if 0 < place < count:
+                tail = float(p[place:].sum())
+                assert math.log(tail / (1 - tail)) + bias == pytest.approx(x, abs=1e-4)
+        assert bool((p > 1e-5).all())  # none is out of reach for a gradient
+        assert torch.allclose(z[count:] + bias, wanted[count:], atol=1e-6)
 
 
 def test_noise_is_one_gumbel_or_a_difference_of_two(unet):

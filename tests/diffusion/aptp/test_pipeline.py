@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import signal
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, train_router
 from compress3g.diffusion.aptp.corpus import Corpus
 from compress3g.diffusion.aptp.experts import expert_of
 from compress3g.diffusion.aptp.finetune import finetune_experts, its_part, learn_together
-from compress3g.diffusion.finetune import FinetuneConfig, finetune
+from compress3g.diffusion.finetune import FinetuneConfig, _Run, finetune
 from compress3g.diffusion.pipelines import generate
 from compress3g.errors import ConfigError
 
@@ -157,6 +159,38 @@ def test_experts_learn_from_their_prompts_and_the_dense_network_does_not(routed,
     assert torch.equal(latents(again, SEVEN), latents(tuned, SEVEN))
     with pytest.raises(ConfigError, match="no dense denoiser"):
         finetune_experts(again, PROMPTS, config)
+
+
+def test_interrupted_finetuning_of_experts_trains_none_of_what_is_done_again(
+    routed, monkeypatch, tmp_path
+):
+    counts = routed.route(PROMPTS).experts.bincount(minlength=3)
+    assert int((counts > 0).sum()) > 1
+    config = FinetuneConfig(method="full", updates=4, batch=2, steps=2, learning_rate=1e-3)
+    update, done = _Run.update, []
+
+    def tuned(stop=None, **places):
+        def counted(run):
+            update(run)
+            done.append(1)
+            if len(done) == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        done.clear()
+        monkeypatch.setattr(_Run, "update", counted)
+        return finetune_experts(routed, PROMPTS, config, common=0.5, whole_batches=True, **places)
+
+    whole = tuned()
+    updates = len(done)
+    assert updates == 2 * (1 + int((counts > 0).sum()))
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):  # in the middle of the second expert
+        tuned(stop=5, checkpoints=folder)
+    again = tuned(checkpoints=folder)
+    assert len(done) == updates - 5
+    for i in range(3):
+        wanted = whole.expert(i).state_dict()
+        assert all(torch.equal(p, wanted[n]) for n, p in again.expert(i).state_dict().items())
 
 
 @given(st.integers(1, 64), st.integers(1, 5000), st.lists(st.integers(1, 99), min_size=1))

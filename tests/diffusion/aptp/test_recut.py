@@ -10,12 +10,13 @@ import torch
 from compress3g.cli.main import main
 from compress3g.core import gated
 from compress3g.criteria import CRITERIA
-from compress3g.diffusion.aptp import AptpPipeline, train_router
-from compress3g.diffusion.aptp.codes import as_gates
+from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, train_router
+from compress3g.diffusion.aptp.codes import SoftCode, as_gates
 from compress3g.diffusion.aptp.recut import fill, recut, scores_of
+from compress3g.diffusion.aptp.router import Router
 from compress3g.profile import count_flops
 
-from .conftest import CONFIG
+from .conftest import CONFIG, deep
 
 GRADED = dataclasses.replace(CONFIG, start="graded", depth=False, recut="fisher")
 FISHER = CRITERIA["fisher"]
@@ -69,6 +70,29 @@ def test_the_budget_is_met_and_sizes_keep_their_order(corpus, cut):
     assert torch.equal(cut.shares.argsort(), before.shares.argsort())
     assert cut.likeness() < before.likeness()
     assert torch.equal(cut.usage, before.usage)
+
+
+def test_codes_say_what_stays_also_of_many_blocks(corpus, monkeypatch):
+    _, space = deep(32)
+    g, stays = torch.Generator().manual_seed(0), (1, 28)
+    logits = torch.randn(2, space.width, generator=g)
+    for row, stay in zip(logits, stays, strict=True):
+        row[space.order[stay - 1]] = 30.0
+    code = SoftCode(space)
+    router = Router(
+        config=AptpConfig(experts=2, target=0.4, recut="fisher", bundle=6), space=space,
+        encoder="pipeline", weight=torch.randn(space.width, 4, generator=g), mean=torch.zeros(4),
+        intercept=torch.zeros(space.width), scale=1.0, logits=logits, shares=torch.ones(2),
+        keep=tuple(code.hard(row) for row in logits), prices=torch.zeros(2), usage=torch.ones(2),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        "compress3g.diffusion.aptp.recut.scores_of",
+        lambda corpus, router, rows, generator: {f"n{i}": torch.rand(6) for i in range(32)},
+    )
+    found = recut(router, corpus, torch.randn(16, 4, generator=g), g)
+    for row, keep, stay in zip(found.logits, found.keep, stays, strict=True):
+        assert sum(len(keep[f"b{i}"]) for i in range(32)) == stay
+        assert all(torch.equal(v, keep[n]) for n, v in found.code.hard(row).items())
 
 
 def test_codes_routing_and_networks_say_the_same(corpus, pipe, cut, tmp_path):

@@ -14,7 +14,7 @@ from compress3g.diffusion.aptp.start import by_magnitude, graded
 from compress3g.diffusion.aptp.trainer import _Training
 
 from ..tiny import ARCHITECTURES, FAMILIES, dense_copy
-from .conftest import CONFIG
+from .conftest import CONFIG, deep
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -26,16 +26,14 @@ def test_the_budget_is_met_by_the_largest_weights_of_every_group(name, depth, st
     least = float(found.share(found._least()))
     target = (1 + least) / 2
     code = SoftCode(found)
-    logits = by_magnitude(model, found, target, staggered=staggered) - code.bias
-    keep = code.hard(logits)
+    keep = code.hard(code.inverse(by_magnitude(model, found, target, staggered=staggered)))
     widths = [u for u in found.units if u.bypass is None]
     share = float(found.share(as_gates(keep, found)))
     # Groups of the same size lose a unit at once, at the same rank.
     together = max(
         sum(u.cost["flops"] for u in widths if u.size == size) for size in {u.size for u in widths}
     )
-    if not depth:
-        assert target - 1e-6 <= share <= target + together / found.total + 1e-6
+    assert target - 1e-6 <= share <= target + together / found.total + 1e-6
     for u in widths:
         scores = magnitude(model, [u])[u.name]
         kept = torch.zeros(u.size, dtype=torch.bool).index_fill(0, keep[u.name], True)
@@ -43,12 +41,21 @@ def test_the_budget_is_met_by_the_largest_weights_of_every_group(name, depth, st
             assert float(scores[kept].min()) >= float(scores[~kept].max())
 
 
+def test_of_many_blocks_all_stay_and_the_budget_is_met():
+    model, found = deep(32)
+    target, code = 0.6, SoftCode(found)
+    keep = code.hard(code.inverse(by_magnitude(model, found, target)))
+    assert all(len(keep[f"b{i}"]) == 1 for i in range(32))
+    together = 32 * 2.0 / found.total  # groups of a size lose a unit at once
+    assert target - 1e-6 <= float(found.share(as_gates(keep, found))) <= target + together + 1e-6
+
+
 @pytest.mark.parametrize("ratio", [2.0, 1000.0])  # 1000: the largest would be more than all
 def test_graded_codes_cost_the_target_on_average_and_each_holds_the_one_before(ratio):
     model = dense_copy(FAMILIES[0])
     found = space_of(model, lambda m: ARCHITECTURES[FAMILIES[0]].run(m, 1), depth=False, bundle=8)
     target, code = (1 + found.least) / 2, SoftCode(found)
-    keep = [code.hard(x - code.bias) for x in graded(model, found, target, 3, ratio)]
+    keep = [code.hard(code.inverse(x)) for x in graded(model, found, target, 3, ratio)]
     shares = [float(found.share(as_gates(k, found))) for k in keep]
     unit = max(u.cost["flops"] for u in found.units) / found.total
     assert sum(shares) / 3 == pytest.approx(target, abs=unit)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from compress3g.diffusion import open_pipeline
 from compress3g.diffusion.aptp.config import AptpConfig
 from compress3g.diffusion.aptp.corpus import Corpus
 from compress3g.diffusion.aptp.trainer import _Training, train_router
@@ -17,6 +20,14 @@ from compress3g.engine.checkpoint import load_tensors
 from compress3g.errors import BudgetError, ConfigError, FormatError
 
 from .conftest import CONFIG, PROMPTS
+
+
+def scaled(denoiser):
+    """Another model of the same sizes: what a little training makes."""
+    other = copy.deepcopy(denoiser)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.1)
+    return other
 
 
 def test_the_experts_meet_the_target_on_the_training_prompts(router, corpus):
@@ -41,6 +52,14 @@ def test_the_checkpoint_of_another_run_is_refused(corpus, tmp_path):
     other = dataclasses.replace(CONFIG, seed=1)
     with pytest.raises(FormatError, match="another run"):
         train_router(corpus, other, checkpoint=file)
+    model = dataclasses.replace(corpus, denoiser=scaled(corpus.denoiser))
+    with pytest.raises(FormatError, match="other prompts or model"):
+        train_router(model, CONFIG, checkpoint=file)
+    latents = dataclasses.replace(corpus, latents=corpus.latents.flip(0))
+    with pytest.raises(FormatError, match="other latents"):
+        train_router(latents, CONFIG, checkpoint=file)
+    rounded = dataclasses.replace(corpus, latents=corpus.latents * (1 + 1e-5))
+    train_router(rounded, CONFIG, checkpoint=file, after_step=lambda n, _: False)
 
 
 def test_the_denoiser_itself_does_not_learn(corpus, pipe):
@@ -75,8 +94,25 @@ def test_every_code_is_used_by_transport(corpus):
 
 
 def test_more_experts_than_prompts_are_refused(corpus):
-    with pytest.raises(ConfigError, match="--experts 9 for 8 prompts"):
+    with pytest.raises(ConfigError, match="--experts 9 for 8 different captions"):
         train_router(corpus, dataclasses.replace(CONFIG, experts=9))
+    same = dataclasses.replace(corpus, prompts=PROMPTS[:2] * 4)
+    with pytest.raises(ConfigError, match="--experts 3 for 2 different captions"):
+        train_router(same, CONFIG)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS[:1] * 4])
+@pytest.mark.parametrize("more", [{}, {"start": "graded", "recut": "fisher"}])
+def test_one_caption_is_enough_for_one_expert(pipe, corpus, prompts, more, tmp_path):
+    one = Corpus.of(pipe, prompts, latents=corpus.latents[: len(prompts)], steps=4)
+    router = train_router(one, dataclasses.replace(CONFIG, experts=1, steps=3, **more))
+    router.save(tmp_path / "router.safetensors")
+    tensors, about = load_tensors(tmp_path / "router.safetensors")
+    assert about["scale"] > 0
+    assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+    # Other captions lie apart from the only one that was seen.
+    assert router.standard(corpus.embeddings).isfinite().all()
+    assert router.similarities(corpus.embeddings).isfinite().all()
 
 
 def test_a_target_no_code_can_meet_is_refused(corpus):
@@ -122,6 +158,20 @@ def test_cached_latents_of_other_prompts_are_refused(pipe, tmp_path):
     assert len(again) == 2
     with pytest.raises(FormatError, match="other prompts"):
         Corpus.of(pipe, PROMPTS[1:3], steps=3, cache=tmp_path / "latents")
+    other = copy.copy(pipe)
+    other.register_modules(unet=scaled(pipe.unet))
+    with pytest.raises(FormatError, match="another model"):
+        Corpus.of(other, PROMPTS[:2], steps=3, cache=tmp_path / "latents")
+
+
+def test_cached_latents_are_found_again_wherever_the_model_lies(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    made = [
+        Corpus.of(open_pipeline(tmp_path / n), PROMPTS[:2], steps=3, cache=tmp_path / "latents")
+        for n in ("here", "there")
+    ]
+    assert torch.equal(made[0].latents, made[1].latents)
 
 
 _RANK = """
