@@ -129,14 +129,16 @@ def _gradients(
     model.zero_grad()
     wanted = [_weight(model, cut.module) for u in units for cut in u.reads]
     before = [p.requires_grad for p in wanted]
-    for p in wanted:
-        p.requires_grad_(True)
-    with gated(model, units, lambda: shrink.gates):
-        for _, batch in zip(range(count), stream, strict=False):
-            (loss(model, batch) / count).backward()
-            shrink.step()
-    for p, trained in zip(wanted, before, strict=True):
-        p.requires_grad_(trained)
+    try:
+        for p in wanted:
+            p.requires_grad_(True)
+        with gated(model, units, lambda: shrink.gates):
+            for _, batch in zip(range(count), stream, strict=False):
+                (loss(model, batch) / count).backward()
+                shrink.step()
+    finally:
+        for p, trained in zip(wanted, before, strict=True):
+            p.requires_grad_(trained)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

@@ -14,6 +14,7 @@ from ..core import Gates, Units, watched
 from ..core.apply import Reads
 from ..engine.ranks import of_all_ranks
 from ..errors import ScoreError, SiteError
+from ._padding import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,9 @@ class _Watch:
         moments = self._moments.setdefault(name, _Moments())
 
         def multiplier(x: Tensor, dim: int) -> Tensor | None:
-            rows = self._valid_rows(x.detach().movedim(dim, -1))
+            last = x.detach().movedim(dim, -1)
+            rows, valid = last.reshape(-1, last.shape[-1]), counted(last.shape, self.valid)
+            rows = rows if valid is None else rows[valid]
             moments.add(rows)
             if self._also is not None:
                 self._also(name, rows)
@@ -146,14 +149,6 @@ class _Watch:
             return ones.to(x.dtype).view(shape)
 
         return multiplier
-
-    def _valid_rows(self, x: Float[Tensor, "... f"]) -> Float[Tensor, "n f"]:
-        if self.valid is None:
-            return x.reshape(-1, x.shape[-1])
-        if x.shape[:2] == self.valid.shape:
-            return x[self.valid].reshape(-1, x.shape[-1])
-        rows = x.reshape(-1, x.shape[-1])  # some layers are given tokens without their batch
-        return rows[self.valid.reshape(-1)] if len(rows) == self.valid.numel() else rows
 
     def differentiate(self, loss: Tensor) -> None:
         """Add this batch's gradients at the gates."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core import Keep, Units
 from ..core.apply import Reads, readers
 from ..errors import ConfigError, SiteError
+from ._padding import counted
 from .refit import solve, stays_of
 
 _ROWS = 2048  # that are turned to float64 at a time
@@ -46,7 +47,7 @@ def takeover(
     run: Callable[[nn.Module], object],
     *,
     biased: Callable[[str], bool],
-    counts: Callable[[torch.Size], Bool[Tensor, "n"] | None] = lambda shape: None,
+    valid: Bool[Tensor, "b t"] | None = None,
     streams: Mapping[str, str] | None = None,
     ridge: float = 0.1,
 ) -> dict[str, Takeover]:
@@ -63,15 +64,16 @@ def takeover(
     residual stream that the outputs of all its readers are added to; else 0.
     run: one forward of a batch whose samples are all there twice, one whole batch after the other;
     readers are linear in the rows of their input. biased: whether a reader can take a bias; else d
-    is 0 and S the second moment about 0. counts: the rows of one half of the batch that are no
-    padding, given the shape of an input; None for all. A reader that is called again keeps what its
-    first call found, one that is never called gets nothing.
+    is 0 and S the second moment about 0. valid: False for padding of one half of the batch, which
+    counts nowhere. A reader that is called again keeps what its first call found, one that is never
+    called gets nothing.
     """
     if not ridge >= 0:
         raise ConfigError(f"a ridge of {ridge} is negative")
     found: dict[str, Takeover] = {}
     table, streams = readers(units), streams or {}
     losing = {n: r for n, r in table.items() if any(len(keep[u.name]) < u.size for u, _ in r)}
+    twice = None if valid is None else torch.cat((valid, valid))
     left: dict[str, list[Tensor]] = {name: [] for name in streams.values()}
     with ExitStack() as stack:
         for name in dict.fromkeys((*losing, *streams)):
@@ -79,7 +81,7 @@ def takeover(
             if name in losing:
                 fit = partial(_fit, biased=biased(name), ridge=ridge)
                 hook: Callable[..., Any] = _hook(
-                    name, losing[name], keep, found, errors, counts, fit
+                    name, losing[name], keep, found, errors, twice, fit
                 )
             else:
                 hook = partial(_follow, left[streams[name]])
@@ -104,7 +106,7 @@ def _hook(
     keep: Keep,
     found: dict[str, Takeover],
     errors: list[Tensor] | None,
-    counts: Callable[[torch.Size], Tensor | None],
+    twice: Tensor | None,
     fit: Callable[..., Takeover],
 ) -> Callable[..., Tensor]:
     """Puts in the second half of an output what the cut and mended reader says."""
@@ -119,8 +121,8 @@ def _hook(
         cut = rows[half:] * stays
         said = module.forward(cut)
         if name not in found:
-            valid = counts(x.shape)
-            valid = torch.ones(half, dtype=torch.bool) if valid is None else valid
+            both = counted(x.shape, twice)
+            valid = torch.ones(half, dtype=torch.bool) if both is None else both[:half]
             valid = valid.to(x.device)
             kept = stays.nonzero()[:, 0]
             whole = outputs[:half] + errors[0] if errors else outputs[:half]  # float32

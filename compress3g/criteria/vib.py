@@ -13,9 +13,10 @@ from ._weights import Loss, cycle
 
 
 class VIBGates(nn.Module):
-    """g = mu + eps sigma, eps ~ N(0, 1) for every unit and sample (VTrans, 2406.05276).
+    """g = mu + eps sigma, eps ~ N(0, 1) for every unit (VTrans, 2406.05276).
 
-    Starts at mu = 1 and log sigma^2 = `log_variance`.
+    One draw for all samples of a batch, or one for each, as `sample` is asked. Starts at mu = 1 and
+    log sigma^2 = `log_variance`.
     """
 
     def __init__(self, units: Sequence[Units], *, log_variance: float = -9.0) -> None:
@@ -67,6 +68,8 @@ def learn_vib(
 ) -> VIBGates:
     """Gates trained for `steps` on the loss plus beta times their penalty, weights held.
 
+    One draw of noise serves all samples of a forward: not every reader has one row or sequence per
+    sample (tokens without their batch, towers that see more images than there are texts).
     beta and the learning rate are ours: the paper tunes both per task.
     """
     device = next(model.parameters()).device

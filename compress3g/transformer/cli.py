@@ -11,6 +11,8 @@ import click
 from ..engine.options import options_from, resolve
 from .prune import PruneConfig, Pruned
 
+_SHORTFALL = 0.02  # of the units' cost, from which it is said
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
@@ -79,5 +81,11 @@ def _print(pruned: Pruned) -> None:
         f"stay; parameters {before:,} -> {after:,} ({after / before:.1%} of the whole model), "
         f"{pruned.seconds:.1f} s"
     )
+    short = pruned.config.keep - pruned.share
+    if short > _SHORTFALL:
+        click.echo(
+            f"budget    {100 * short:.1f} points less stay than --keep {pruned.config.keep:g} "
+            "allows: layers, heads and neurons go whole, the worst first"
+        )
     if pruned.refitted_on:
         click.echo(f"refit     what stays was fitted on {pruned.refitted_on} samples")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -33,11 +34,16 @@ def layers_of(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def influence(model: Any, batches: Iterable[dict[str, Tensor]], valid: Any) -> dict[str, float]:
-    """Every layer's block influence over all valid tokens of the batches."""
+    """Every layer's block influence over all valid tokens of the batches.
+
+    Of the last layer too before the norm that many models put behind it: scales of channels and
+    centring would count as the layer's own influence. Raises ConfigError when layers are not called
+    once each.
+    """
     names = layers_of(model)
     total, count = torch.zeros(len(names), dtype=torch.float64), 0
     for batch in batches:
-        states = model(**batch, output_hidden_states=True).hidden_states
+        states = _stream(model, names, batch)
         if len(states) != len(names) + 1:
             raise ConfigError(
                 f"{type(model).__name__} has {len(names)} layers but {len(states)} hidden states"
@@ -46,6 +52,25 @@ def influence(model: Any, batches: Iterable[dict[str, Tensor]], valid: Any) -> d
         total += block_influence(rows).double().cpu() * len(rows[0])
         count += len(rows[0])
     return dict(zip(names, (total / max(1, count)).tolist(), strict=True))
+
+
+def _stream(model: Any, names: Sequence[str], batch: dict[str, Tensor]) -> list[Tensor]:
+    """What the first layer is given, and what each of them returns."""
+    states: list[Tensor] = []
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    def after(module: Any, args: tuple[Any, ...], out: Any) -> None:
+        states.append(out if isinstance(out, Tensor) else out[0])
+
+    with ExitStack() as stack:
+        first = model.get_submodule(names[0])
+        stack.callback(first.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_hook(after).remove)
+        model(**batch)
+    return states
 
 
 def _rows(states: Sequence[Tensor], valid: Bool[Tensor, "b t"] | None) -> list[Tensor]:

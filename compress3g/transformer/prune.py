@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,10 @@ from .pretrained import from_pretrained, is_pruned, model_class, read_config
 from .refit import add, fitted
 from .units import units_of
 
+# On 16 sentences a fit was worse than none, on 2,048 tokens it gained (docs/criteria.md).
+_FEW_SAMPLES, _ENOUGH_TOKENS = 16, 2048
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneConfig:
@@ -38,7 +43,9 @@ class PruneConfig:
     drop_layers: int = option(0, "Whole layers to drop first, those of least block influence.")
     multiple_of: int = option(1, "Kept neurons of a layer are a multiple of this.")
     refit: bool | None = option(
-        None, "What stays is fitted to put out what all did; default: where there is data."
+        None,
+        "What stays is fitted to put out what all heads and neurons of the layers left did; "
+        "default: where there is data.",
     )
     steps: int = option(100, "Of training, for criteria that train gates (hesso, vib, pdp).")
     samples: int = option(128, "Texts, blocks of text or images to calibrate with.")
@@ -72,7 +79,8 @@ class Pruned:
 
     kept: units left of each group, and of how many; dropped: layers, named as in the dense model;
     params: of the whole model before and after; share: of the prunable cost that is left;
-    refitted_on: samples that what stays was fitted to the whole model on, 0 without a refit.
+    refitted_on: samples that what stays of the layers left was fitted on, to put out what they did
+    with all heads and neurons, 0 without a refit; what dropped layers did is not made up for.
     """
 
     model: Any
@@ -150,7 +158,7 @@ def prune(model: Any, folder: Path, data: Path | None, config: PruneConfig) -> P
     refitted_on = 0
     if calibration is not None and config.refit is not False:
         refitted_on = _refit(model, units, keep, calibration)
-        gates = means = None  # the fit is to the whole model's outputs, with biases of its own
+        gates = means = None  # the fit is to outputs before the cut, with biases of its own
     kept = {u.name: (len(keep[u.name]), u.size) for u in units}
     left = sum(u.cost[config.budget] * len(keep[u.name]) for u in units)
     materialize(model, units, keep, gates=gates, means=means)
@@ -256,12 +264,22 @@ def _passes(model: Any, criterion: Criterion, calibration: Calibration) -> dict[
 
 
 def _refit(model: Any, units: Sequence[Units], keep: Keep, calibration: Calibration) -> int:
-    """Fits the readers that lose something, and says on how many samples; 0 where none does."""
+    """Fits the readers that lose something, and says on how many samples; 0 where none does.
+
+    To what they put out in `model`, which has lost the layers that are dropped.
+    """
     batches = [inputs_of(batch) for batch in calibration.batches]
     found = fitted(model, units, keep, batches)
     for name, more in found.items():
         add(model, name, more)
-    return sum(len(next(iter(batch.values()))) for batch in batches) if found else 0
+    samples = sum(len(next(iter(batch.values()))) for batch in batches) if found else 0
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches if calibration.padded)
+    if 0 < samples <= _FEW_SAMPLES and tokens < _ENOUGH_TOKENS:
+        _log.warning(
+            "what stays was fitted on %d samples only, which may be worse than no fit:"
+            " give --calibrate more of them, or --no-refit", samples,
+        )  # fmt: skip
+    return samples
 
 
 def _multiples(scores: Gates, keep: Keep, units: Sequence[Units], config: PruneConfig) -> Keep:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..core import Keep, Units
@@ -37,11 +36,6 @@ def fitted(
         batch.pop("labels", None)
     twice = {k: torch.cat((t, t)) if t.dim() else t for k, t in batch.items()}
 
-    def counts(shape: torch.Size) -> Bool[Tensor, "n"] | None:
-        if mask is None or shape[:-1] != (2 * len(mask), *mask.shape[1:]):
-            return None
-        return mask.bool().flatten()
-
     def biased(name: str) -> bool:
         return plain(base, name).bias is not None
 
@@ -53,7 +47,7 @@ def fitted(
             keep,
             lambda m: m(**twice, **quiet),
             biased=biased,
-            counts=counts,
+            valid=None if mask is None else mask.bool(),
             streams=streams_of(base, units_of(base), lambda: base(**first, **quiet)),
         )
 

@@ -8,17 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compress3g.core import Cut, SoftThreshold, Units, gated
+from compress3g.core import Budget, Cut, SoftThreshold, Units, gated
 from compress3g.criteria import (
     GradualShrink,
     VIBGates,
     hesso,
+    learn_hesso,
     learn_pdp,
     learn_vib,
     mixed_score,
     norms,
     soft_masks,
 )
+from compress3g.errors import ScoreError
 
 UNIT = Units("u", 12, writes=(Cut("0", "out"),), reads=(Cut("2", "in"),), cost={"params": 9.0})
 
@@ -103,6 +105,22 @@ def test_a_unit_driven_towards_zero_scores_less_than_one_driven_away():
     assert scores[0] < scores[1]
 
 
+def test_a_loss_that_fails_leaves_weights_held_and_gates_closed():
+    model, batches = toy()
+    calls = []
+
+    def loss(model, batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            raise ScoreError("no loss")
+        return error(model, batch)
+
+    with pytest.raises(ScoreError, match="no loss"):
+        learn_hesso(model, [UNIT], batches, loss, Budget(0.5), steps=20)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
 def test_hesso_reads_the_direction_behind_a_gate():
     """Scores at gates g equal those of weights scaled by g and ungated."""
     model, batches = toy()
@@ -131,6 +149,31 @@ def test_vib_finds_the_units_nobody_misses_and_folds_to_the_same_error(seed):
         kept = float(error(model, batches[0]))
     with torch.no_grad(), gated(model, [UNIT], {"u": (scores <= scores.median()).float()}):
         assert kept < 0.2 * float(error(model, batches[0]))
+
+
+def test_vib_learns_where_a_reader_has_other_rows_than_samples():
+    """One draw serves the whole forward, whatever number of rows each site has."""
+
+    class Towers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.texts, self.images = nn.Linear(12, 3), nn.Linear(12, 3)
+
+        def forward(self, texts, images):
+            return self.texts(texts).sum() + self.images(images).sum()
+
+    units = [Units(name, 12, reads=(Cut(name, "in"),)) for name in ("texts", "images")]
+    batch, seen = (torch.randn(2, 12), torch.randn(5, 12)), []
+    model = Towers().requires_grad_(False)
+    for layer in (model.texts, model.images):
+        layer.register_forward_hook(lambda m, args, out: seen.append(args[0].detach()))
+    g = torch.Generator().manual_seed(0)
+    learn_vib(model, units, [batch], lambda m, b: m(*b).square(), steps=2, generator=g)
+    drawn = [x / batch[i % 2] for i, x in enumerate(seen)]
+    assert len(drawn) == 4
+    for gates in drawn:
+        torch.testing.assert_close(gates, gates[:1].expand_as(gates))  # alike for all rows
+    assert not torch.allclose(drawn[0][0], drawn[2][0])  # and new in every step
 
 
 def test_vib_noise_and_penalty_are_the_printed_ones():

@@ -170,8 +170,8 @@ def test_one_huge_row_is_not_all_that_is_fitted():
 def test_rows_that_do_not_count_change_nothing():
     net, x = network(), data()
     padded = torch.cat((x, 1e3 * data(7)))
-    counts = torch.arange(len(padded)) < len(x)
-    expected, found = taken(net, x), taken(net, padded, counts=lambda shape: counts)
+    valid = torch.arange(len(padded))[:, None] < len(x)
+    expected, found = taken(net, x), taken(net, padded, valid=valid)
     for name, more in expected.items():
         assert torch.allclose(more.weight, found[name].weight, rtol=0, atol=1e-6)
         assert torch.allclose(more.bias, found[name].bias, rtol=0, atol=1e-6)

@@ -154,6 +154,28 @@ def test_a_layer_that_does_nothing_has_no_influence():
     assert found["model.layers.1"] == pytest.approx(0, abs=1e-6)
 
 
+def test_influence_of_every_layer_is_that_on_the_stream_before_the_final_norm():
+    """Against a Llama run layer by layer, cosines one by one."""
+    model, inner = folders.model("decoder"), folders.model("decoder").model
+    with torch.no_grad():
+        for net in (model.model, inner):
+            net.norm.weight.copy_(torch.linspace(-2, 2, 32))
+    ids = torch.randint(5, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9) < torch.tensor([[9], [6], [4]])
+    with torch.no_grad():
+        state, expected = inner.embed_tokens(ids), []
+        rotary = inner.rotary_emb(state, position_ids=torch.arange(9)[None])
+        for layer in inner.layers:
+            last, state = state, layer(state, attention_mask=None, position_embeddings=rotary)
+            pairs = zip(last[mask].double(), state[mask].double(), strict=True)
+            cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in pairs]
+            expected.append(1 - sum(cosines) / len(cosines))
+    batch = {"input_ids": ids, "attention_mask": mask.long()}
+    found = influence(model, [batch], lambda b: b["attention_mask"].bool())
+    assert list(found) == [f"model.layers.{i}" for i in range(4)]
+    assert list(found.values()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_keeping_everything_changes_no_output(given, tmp_path, capsys):
     out = tmp_path / "same"
     assert (
@@ -410,3 +432,19 @@ def test_a_layer_only_takes_the_place_of_one_like_it():
     assert droppable(model, influences, 2) == ["layers.1", "layers.2"]
     with pytest.raises(BudgetError, match="only 5 of 6"):
         droppable(model, influences, 6)
+
+
+def test_a_budget_that_whole_units_leave_unused_is_said(tmp_path, capsys):
+    small = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = transformers.LlamaConfig(
+        vocab_size=40, num_hidden_layers=1, intermediate_size=8, **small
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
+    words = ["prune", str(tmp_path / "m"), "--criterion", "magnitude", "--dry-run", "--scope"]
+    # A head is 2,048 of 4,864 parameters, a neuron 96: within half of them is one head; the other
+    # head is the next best, and no neuron but the best comes before it.
+    assert main([*words, "global", "--keep", "0.5"]) == 0
+    assert f"budget    {100 * (0.5 - 2144 / 4864):.1f} points less stay" in capsys.readouterr().out
+    assert main([*words, "global", "--keep", "0.9"]) == 0
+    assert "points less" not in capsys.readouterr().out

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from compress3g.errors import ConfigError
-from compress3g.transformer import PruneConfig, prune
+from compress3g.transformer import PruneConfig, prune, units_of
 from compress3g.transformer.prune import open_model
-from compress3g.transformer.refit import joined
+from compress3g.transformer.refit import fitted, joined
 
+from ..peft.families import build
 from . import folders
 
 KINDS = ("decoder", "encoder", "masked", "classifier", "vision")
@@ -68,6 +69,22 @@ def test_without_data_there_is_no_refit_unless_it_is_asked_for(tmp_path):
         prune(copy.deepcopy(dense), folder, None, PruneConfig(**config, refit=True))
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "opt"])  # OPT's neurons: (b t, f)
+def test_padding_changes_nothing_that_is_fitted(name):
+    model = build(name)
+    units = units_of(model)
+    keep = {u.name: torch.arange(u.size // 2) for u in units}
+    ids = torch.randint(6, 60, (8, 9), generator=torch.Generator().manual_seed(1))
+    plain = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    padded = {k: torch.nn.functional.pad(t, (0, 5)) for k, t in plain.items()}
+    expected, found = (fitted(model, units, keep, [batch]) for batch in (plain, padded))
+    assert expected.keys() == found.keys() == {cut.module for u in units for cut in u.reads}
+    for reader, more in expected.items():
+        torch.testing.assert_close(found[reader].weight, more.weight, rtol=1e-3, atol=1e-5)
+        if more.bias is not None:
+            torch.testing.assert_close(found[reader].bias, more.bias, rtol=1e-3, atol=1e-5)
+
+
 def test_batches_of_other_widths_become_one():
     first, second = (
         {"input_ids": torch.randint(6, 60, (rows, n)), "attention_mask": torch.ones(rows, n)}
@@ -86,3 +103,25 @@ def test_batches_that_do_not_fit_together_are_refused():
         joined([{"input_ids": torch.zeros(2, n)} for n in (5, 7)])
     with pytest.raises(ConfigError, match="labels is not a tensor in every batch"):
         joined([{"labels": torch.zeros(2)}, {"input_ids": torch.zeros(2, 2)}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "more", "warned"),
+    [
+        ("encoder", 10, {"samples": 12}, True),
+        ("encoder", 10, {"samples": 17}, False),
+        ("encoder", 10, {"samples": 12, "refit": False}, False),
+        ("decoder", 128, {"samples": 16}, False),  # 2,048 tokens were enough
+        ("decoder", 10, {"samples": 16}, True),
+    ],
+)
+def test_a_fit_on_few_samples_warns_with_the_remedy(tmp_path, caplog, kind, length, more, warned):
+    folder, data = folders.folder(tmp_path / kind, kind), tmp_path / "t.txt"
+    data.write_text("the old cat runs over the green house and sleeps\n" * 250)
+    config = PruneConfig(criterion="random", keep=0.6, length=length, **more)
+    dense = open_model(folder, device=torch.device("cpu"))
+    with caplog.at_level("WARNING", "compress3g"):
+        prune(dense, folder, data, config)
+    told = [r.getMessage() for r in caplog.records if "fitted on" in r.getMessage()]
+    assert len(told) == warned
+    assert all("no fit: give --calibrate more of them, or --no-refit" in line for line in told)
