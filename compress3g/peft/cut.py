@@ -15,7 +15,7 @@ from ..core import Gates, Keep, Units, materialize
 from ..core.surgery import slices
 from ..errors import BudgetError, ConfigError, CutError
 from ..transformer import units_of as sites_of
-from ..transformer.refit import add, fitted, plain
+from ..transformer.refit import add, fitted, joined, plain
 from .cost import Batch
 from .plan import Plan
 from .units import adapter_of, base_of, candidates_by_name, lora_layers, through_adapters, units_of
@@ -72,6 +72,8 @@ def apply_plan(
     is changed.
     """
     check_cuttable(model)
+    if refit is not None:
+        joined(refit.batches)
     base = base_of(model)
     adapted = hasattr(model, "peft_config")
     adapter = adapter_of(model) if adapted else ""
@@ -244,13 +246,13 @@ def _drop(base: nn.Module, plan: Plan) -> list[Tensor]:
     return gone
 
 
-def _inner(optimizer: Any) -> Any:
+def unwrapped(optimizer: Any) -> Any:
     """The optimiser itself, where something is wrapped around it."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
 def _forget(optimizer: Any, gone: Sequence[Tensor]) -> None:
-    ids, inner = {id(p) for p in gone}, _inner(optimizer)
+    ids, inner = {id(p) for p in gone}, unwrapped(optimizer)
     for group in inner.param_groups:
         group["params"][:] = [p for p in group["params"] if id(p) not in ids]
     for p in gone:
@@ -273,7 +275,7 @@ def _cut(
     if gates is not None:
         gates = {u.name: gates.get(u.name, torch.ones(u.size)) for u in units}
     materialize(base, units, keep, gates=gates)
-    state = {} if optimizer is None else _inner(optimizer).state
+    state = {} if optimizer is None else unwrapped(optimizer).state
     for p, shape, cuts in jobs.values():
         _renew(p)
         if p in state:
@@ -293,7 +295,7 @@ def _renew(p: Tensor) -> None:
 
 def scale_rates(optimizer: Any, factor: float) -> None:
     """Multiplies the learning rates of all groups, those that a schedule starts from too."""
-    for group in _inner(optimizer).param_groups:
+    for group in unwrapped(optimizer).param_groups:
         for name in ("lr", "initial_lr"):
             if name in group:
                 group[name] = group[name] * factor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def _table(file: Path, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
         raise ConfigError(f"{file}: give a .csv, .tsv or .jsonl file with {wanted}")
     content = _content(file)
     if file.suffix == ".jsonl":
-        lines = enumerate(content.splitlines(), 1)
+        lines = enumerate(content.split("\n"), 1)  # U+2028 ends no line of JSON
         rows = [_json(file, i, line, columns) for i, line in lines if line.strip()]
     else:
         rows = _delimited(file, content, columns)
@@ -130,12 +131,21 @@ def _json(file: Path, number: int, line: str, columns: tuple[str, ...]) -> tuple
 
 
 def _delimited(file: Path, content: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    reader = csv.DictReader(content.splitlines(), delimiter=_DELIMITERS[file.suffix])
-    if not set(columns) <= set(reader.fieldnames or ()):
+    """The columns of every row; quotes are those of a .csv, and letters like others in a .tsv."""
+    reader = csv.reader(
+        io.StringIO(content, newline=""),
+        delimiter=_DELIMITERS[file.suffix],
+        quoting=csv.QUOTE_MINIMAL if file.suffix == ".csv" else csv.QUOTE_NONE,
+    )
+    names = next(reader, [])
+    if not set(columns) <= set(names):
         raise ConfigError(f"{file}: its first line names no columns {' and '.join(columns)}")
-    rows = []
-    for number, row in enumerate(reader, 2):
-        if not all(row[c] for c in columns):
-            raise ConfigError(f"{file}:{number} has no {' or no '.join(columns)}")
-        rows.append(tuple(row[c] for c in columns))
+    rows, first = [], reader.line_num + 1  # a quoted field may hold several lines
+    for fields in reader:
+        row = dict(zip(names, fields, strict=False))
+        if fields and not all(row.get(c) for c in columns):
+            raise ConfigError(f"{file}:{first} has no {' or no '.join(columns)}")
+        if fields:
+            rows.append(tuple(row[c] for c in columns))
+        first = reader.line_num + 1
     return rows

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..core import Gates, Keep, Masks, Scalar, Units, gated
 from ..criteria import GradualShrink
-from ..engine.ranks import of_all_ranks
 from ..errors import ScoreError
 from .config import LightPeftConfig
 from .importance import AdapterImportance
@@ -67,7 +66,8 @@ class Estimator:
         gates = gated(self._base, self.units, self._multipliers, called=self._model)
         self._open.enter_context(gates)
         self._open.push(self._watching)
-        self._watch()
+        if self.done >= self._planned // 2:
+            self._watching.enter_context(self.adapters.watching())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -113,10 +113,11 @@ class Estimator:
         found = {n: z.grad / scale for n, z in self._leaves.items() if z.grad is not None}
         found = self._shared(found)
         self.done += 1
-        finite = [g.isfinite().all() for g in found.values()]
+        finite = [g.isfinite().all() for g in (*found.values(), *self.adapters.gradients())]
         if finite and not bool(torch.stack(finite).all()):  # a device is waited for once
             self.skipped += 1
             self._optimizer.zero_grad()
+            self.adapters.discard()
             self._watch()
             return False
         for name, g in found.items():  # not those of a tower that this batch did not use
@@ -140,13 +141,16 @@ class Estimator:
         """The mean over the processes of a distributed run, so that all gates stay the same."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return found
-        whole = {u.name: found.get(u.name) for u in self.units}
-        for u in self.units:
-            g = whole[u.name]
-            g = torch.zeros_like(self._taylor[u.name]) if g is None else g.contiguous()
-            dist.all_reduce(g)
-            whole[u.name] = g / dist.get_world_size()
-        return {name: g for name, g in whole.items() if g is not None}
+        there = torch.tensor([int(u.name in found) for u in self.units])
+        there = there.to(next(self._base.parameters()).device)
+        dist.all_reduce(there)
+        whole = {}
+        for u, count in zip(self.units, there.tolist(), strict=True):
+            if count:  # what no process has a gradient of has none
+                g = found.get(u.name, torch.zeros_like(self._taylor[u.name])).contiguous()
+                dist.all_reduce(g)
+                whole[u.name] = g / dist.get_world_size()
+        return whole
 
     def scores(self) -> Scores:
         """What was found so far, the same on all processes. Raises ScoreError before any step."""
@@ -158,11 +162,8 @@ class Estimator:
         gates = {n: z.detach().float().cpu() for n, z in self.masks.hard().items()}
         taylor = {n: t.cpu() / self._counts[n] for n, t in self._taylor.items()}
         fisher = {n: t.cpu() / self._counts[n] for n, t in self._fisher.items()}
-        ranks = of_all_ranks(self.adapters.means())
-        modules, each = (
-            {n: torch.stack([part[i][n] for part in ranks]).mean(0) for n in ranks[0][i]}
-            for i in range(2)
-        )
+        self.adapters.share()
+        modules, each = self.adapters.means()
         units: dict[str, Gates] = {"l1_mask": gates, "taylor": taylor, "fisher": fisher}
         return Scores(units, gates, modules, each, self.done, self.skipped)
 
@@ -198,5 +199,3 @@ class Estimator:
         self._counts = dict(about["counts"])
         inner = {n.removeprefix("adapter/"): t for n, t in tensors.items() if n[:8] == "adapter/"}
         self.adapters.restore(inner, about["adapters"])
-        if self.done > self._planned // 2:
-            self._watching.enter_context(self.adapters.watching())

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..engine.ranks import of_all_ranks
 from .units import adapter_of, base_of, lora_layers
 
 
@@ -27,14 +28,15 @@ class AdapterImportance:
         self._layers = lora_layers(base_of(model), self._adapter)
         self.modules: dict[str, Tensor] = {}
         self.ranks: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self._forwards: dict[str, int] = {}
+        self.counts: dict[str, float] = {}
+        self._forwards: dict[str, float] = {}
+        self._step: dict[str, list[Tensor]] = {}  # mean ratios of the step's forward passes so far
         self._ratios: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Ratios of the forward passes in this block are counted by the next `add`."""
+        """Ratios of the forward passes in this block wait for the next `add` or `discard`."""
         with ExitStack() as stack:
             hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
             stack.callback(hook.remove)
@@ -88,12 +90,24 @@ class AdapterImportance:
             mean = (ratio * weight).sum() / weight.sum().clamp_min(1)
         else:
             mean = ratio.mean()
-        self.modules[name] = self.modules.get(name, 0.0) + mean
-        self._forwards[name] = self._forwards.get(name, 0) + 1
+        self._step.setdefault(name, []).append(mean)
+
+    def gradients(self) -> list[Tensor]:
+        """What `add` reads: those of every layer's B that has one."""
+        ups = (layer.lora_B[self._adapter].weight for layer in self._layers.values())
+        return [up.grad for up in ups if up.grad is not None]
+
+    def discard(self) -> None:
+        """Forget the ratios since the last `add`: the step is not made."""
+        self._step.clear()
 
     @torch.no_grad()
     def add(self) -> None:
-        """Read the ranks' gradients, once per optimiser step, as the optimiser will."""
+        """Count the step's ratios and read the ranks' gradients, as the optimiser will."""
+        for name, ratios in self._step.items():
+            self.modules[name] = self.modules.get(name, 0.0) + torch.stack(ratios).sum()
+            self._forwards[name] = self._forwards.get(name, 0) + len(ratios)
+        self.discard()
         for name, layer in self._layers.items():
             up = layer.lora_B[self._adapter].weight
             if up.grad is None:
@@ -104,6 +118,21 @@ class AdapterImportance:
                 each = each * (1 / down.shape[1] + 1 / up.shape[0])
             self.ranks[name] = self.ranks.get(name, 0.0) + each
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def share(self) -> None:
+        """Sums and counts become their means over the processes of a distributed run.
+
+        So `means` are those over what all of them saw. All of them have to call this.
+        """
+        tables: tuple[dict[str, Any], ...] = (self.modules, self.ranks, self._forwards, self.counts)
+        mine = [{n: torch.as_tensor(t).cpu() for n, t in table.items()} for table in tables[:2]]
+        every: list[list[dict[str, Any]]] = of_all_ranks([*mine, *tables[2:]])
+        if len(every) == 1:
+            return
+        for i, table in enumerate(tables):
+            for name in sorted({n for found in every for n in found[i]}):
+                table[name] = sum(found[i].get(name, 0) for found in every) / len(every)
+        self.to(next(self._model.parameters()).device)
 
     def to(self, device: torch.device) -> None:
         """Moves the sums to where the model is."""
@@ -116,8 +145,8 @@ class AdapterImportance:
         for name, layer in self._layers.items():
             forwards, steps = self._forwards.get(name, 0), self.counts.get(name, 0)
             none = torch.zeros(int(layer.lora_A[self._adapter].out_features))
-            modules[name] = torch.as_tensor(self.modules.get(name, 0.0)).cpu() / max(1, forwards)
-            ranks[name] = torch.as_tensor(self.ranks.get(name, none)).cpu() / max(1, steps)
+            modules[name] = torch.as_tensor(self.modules.get(name, 0.0)).cpu() / (forwards or 1)
+            ranks[name] = torch.as_tensor(self.ranks.get(name, none)).cpu() / (steps or 1)
         return modules, ranks
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

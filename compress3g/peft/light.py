@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ..core import Gates, Keep, price
 from ..engine.checkpoint import load_tensors, save_tensors
 from ..errors import ConfigError, require
 from ..transformer import units_of as sites_of
+from ..transformer.refit import joined
 from .config import AUTO, ESTIMATED, LightPeftConfig, parse_budget
 from .cost import Batch, cost_of
 from .cut import (
@@ -37,6 +39,7 @@ from .units import adapter_of, base_of, candidates, lora_layers, of_base
 
 Stage: TypeAlias = Literal["whole", "estimation", "cut"]
 STATE = "light_state.safetensors"
+_log = logging.getLogger(__name__)
 _WEAK = 0.03  # steps times learning rate below which gates have not moved apart (2406.03792's own)
 
 
@@ -80,6 +83,11 @@ class Light:
         self._estimator.__enter__()
         self.stage = "estimation"
 
+    def close(self) -> None:
+        """Takes the gates, and all that watches, off the model; `begin` puts them back."""
+        if self._estimator is not None:
+            self._estimator.__exit__(None, None, None)
+
     @property
     def estimator(self) -> Estimator:
         """The open gates. Raises ConfigError outside the estimation."""
@@ -95,11 +103,18 @@ class Light:
     def observe(
         self, learning_rate: float, *, scale: float = 1.0, batches: Callable[[], Sequence[Batch]]
     ) -> bool:
-        """One step of the gates after `backward`; False when the optimiser must skip its own."""
+        """One step of the gates after `backward`; False when the optimiser must skip its own.
+
+        Raises what `decide` does, once the gates are closed.
+        """
         finite = self.estimator(learning_rate, scale=scale)
         left = self.steps - self.estimator.done
         if left and left == self.config.shrink_steps:
-            self.plan = self.decide(batches)
+            try:
+                self.plan = self.decide(batches)
+            except BaseException:
+                self.close()
+                raise
             self.estimator.fade(self.plan.indices(), left)
         return finite
 
@@ -152,14 +167,16 @@ class Light:
         """Close the gates, decide, and cut model, adapter and optimiser in place.
 
         The optimiser's rates are multiplied by `rate_after_cut`; those that a schedule keeps are
-        the caller's to multiply (`cut.scale_schedule`).
+        the caller's to multiply (`cut.scale_schedule`). The gates are closed whatever is raised.
         """
-        scores = self.estimator.scores()
-        if self.plan is None:
-            plan = self.decide(batches)
-        else:
-            plan = _regated(self.plan, _times(scores, self._learnt))
-        self.estimator.__exit__(None, None, None)
+        try:
+            scores = self.estimator.scores()
+            if self.plan is None:
+                plan = self.decide(batches)
+            else:
+                plan = _regated(self.plan, _times(scores, self._learnt))
+        finally:
+            self.close()
         before = self._sizes()
         self._away = removed_parts(self._model, plan) if plan.merge_dropped else {}
         refit = self._refit(scores, batches)
@@ -177,7 +194,7 @@ class Light:
     def _refit(self, scores: Scores, batches: Callable[[], Sequence[Batch]]) -> Refit | None:
         """What readers are fitted on at the cut, or nothing.
 
-        Raises ConfigError when it is asked for and there are no samples.
+        Raises ConfigError when it is asked for and there are no samples, or they make no one batch.
         """
         if self.config.refit is False or self.config.shrink_steps:  # what fades is gone already
             return None
@@ -185,6 +202,13 @@ class Light:
         if not looked:
             if self.config.refit:
                 raise ConfigError("--refit needs training data to look at: give some")
+            return None
+        try:
+            joined(looked)
+        except ConfigError as error:
+            if self.config.refit:
+                raise
+            _log.warning(f"nothing is fitted at the cut: {error}")
             return None
         gates = _times(scores, self._learnt).gates if self.config.fold == "merge" else None
         return Refit(looked, gates)
@@ -242,6 +266,11 @@ class Light:
         chosen = {u.name for u in self.units}
         units = [u for u in sites_of(base) if u.name in chosen]
         return round(sum(u.cost["params"] * u.size for u in price(base, of_base(base, units))))
+
+    def share(self) -> None:
+        """What adapters showed to every process, before one saves it; all have to call this."""
+        if self.stage == "estimation":
+            self.estimator.adapters.share()
 
     def save_state(self, folder: Path) -> None:
         """Stage, gates, sums and plan, for a checkpoint: light_state.safetensors."""

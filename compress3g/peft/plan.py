@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core import Budget, Gates, Keep, Units, select
 from ..engine.checkpoint import read_json, write_json
-from ..errors import BudgetError, FormatError
+from ..errors import BudgetError, FormatError, ScoreError
 from .config import LightPeftConfig
 from .estimate import Scores
 
@@ -97,8 +97,16 @@ def make_plan(
     ranking: scores of heads and neurons when the criterion is none of those in `scores`. multiple:
     of kept neurons. cost: of a decision; then both ratios are the smallest equal ones with which it
     is at most `limit` (BudgetError when none is). Ties go to the earlier site and the lower index.
+    Raises ScoreError for a score that is not finite, naming the first.
     """
     by = scores.units[config.criterion] if ranking is None else ranking
+    for found in (by, scores.gates, scores.modules, scores.ranks):
+        for name, values in found.items():
+            if not bool(values.isfinite().all()):
+                raise ScoreError(
+                    f"a score of {name} is not finite, so nothing can be ordered by it: lower the "
+                    "learning rate, or look longer"
+                )
     ratios = (config.attn_ratio, config.ffn_ratio)
     if cost is not None:
         ratios = (ratio := _smallest(by, units, config, multiple, cost, limit), ratio)

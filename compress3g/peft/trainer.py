@@ -8,6 +8,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from ..errors import ConfigError
 from .config import LightPeftConfig
 from .cost import Batch
-from .cut import scale_schedule
+from .cut import scale_schedule, unwrapped
 from .light import STATE, Light, is_weak
 from .ranking import Loss
 
@@ -100,6 +101,9 @@ class LightPeftCallback(TrainerCallback):
             return
         scaler = getattr(optimizer, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
+        if scaler is not None:  # so adapters are looked at unscaled, and a skip is the scaler's too
+            with suppress(RuntimeError):  # it was done already, where gradients are clipped
+                scaler.unscale_(unwrapped(optimizer))
         rate = optimizer.param_groups[0]["lr"]
         if not light.observe(
             rate,
@@ -129,9 +133,14 @@ class LightPeftCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Puts the state beside the checkpoint's own files."""
+        self._running().share()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and state.is_world_process_zero:
             self._running().save_state(folder)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Closes gates that are open still: after an early stop, or without a cut."""
+        self._running().close()
 
     @property
     def step_ms(self) -> tuple[float | None, float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -294,6 +295,7 @@ def test_module_importance_is_the_mean_ratio_of_norms():
     part["attention_mask"][0, 4:] = 0
     with watch.watching():
         model(**part)
+    watch.add()
     handle.remove()
     x = given[0].double()
     down, up = (getattr(layer, k)["default"].weight.double() for k in ("lora_A", "lora_B"))
@@ -339,6 +341,42 @@ def test_steps_that_are_not_finite_count_nowhere():
         assert torch.equal(before.gates[name], after.gates[name])
 
 
+@pytest.mark.parametrize("where", ["forward pass", "gradient of an adapter"])
+def test_a_step_that_overflows_leaves_adapters_scores_as_they_were(where):
+    model = classifier(lora_dropout=0.0).train()
+    units, _ = candidates(model, model.light.config)
+    layer = next(iter(lora_layers(base_of(model)).values()))
+    with Estimator(model, units, model.light.config, steps=2) as estimator:
+        for part in (batch(), batch()):  # the second is looked at
+            model(**part).loss.backward()
+            assert estimator(1e-2)
+        before = estimator.scores()
+        model.zero_grad()
+        if where == "forward pass":
+            handle = layer.base_layer.register_forward_hook(lambda m, args, out: out * 1e38 * 1e38)
+            model(**batch()).loss.backward()
+            handle.remove()
+        else:
+            model(**batch()).loss.backward()
+            layer.lora_B["default"].weight.grad[0, 0] = torch.inf
+        assert not estimator(1e-2)
+        after = estimator.scores()
+    for name, score in before.modules.items():
+        assert torch.equal(score, after.modules[name])
+        assert torch.equal(before.ranks[name], after.ranks[name])
+
+
+@pytest.mark.parametrize("part", ["units", "modules", "ranks"])
+def test_scores_that_are_not_finite_make_no_plan(part):
+    model = classifier()
+    scores, _, _ = looked(model)
+    found = scores.units["fisher"] if part == "units" else getattr(scores, part)
+    name = list(found)[1]
+    found[name] = found[name] * torch.nan
+    with pytest.raises(ScoreError, match=f"a score of {name} is not finite"):
+        make_plan(scores, model.light.units, LightPeftConfig())
+
+
 def test_a_nan_loss_in_a_trainer_leaves_the_adapter_alone(tmp_path):
     model = classifier()
     run = trainer(model, tmp_path)
@@ -354,6 +392,44 @@ def test_a_nan_loss_in_a_trainer_leaves_the_adapter_alone(tmp_path):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("clipped", [False, True])
+def test_scaled_losses_skip_and_score_as_plain_ones(clipped):
+    from compress3g.peft import LightPeftCallback
+
+    means = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        model = classifier(lora_dropout=0.0)
+        model.light.begin(STEPS)
+        for m in model.modules():
+            if isinstance(m, torch.nn.Dropout):
+                m.p = 0.0
+        inner = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = SimpleNamespace(
+            optimizer=inner, scaler=scaler, param_groups=inner.param_groups
+        )  # as accelerate wraps it
+        callback = LightPeftCallback()
+        callback.light = model.light
+        model.train()
+        for step in range(LOOK):
+            loss = model(**batch()).loss * (torch.nan if step == 2 else 1.0)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            if scaler is not None and clipped:
+                scaler.unscale_(inner)
+            callback.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+            if scaler is None:
+                inner.step()
+            else:
+                scaler.step(inner)
+                scaler.update()
+            inner.zero_grad()
+        assert model.light.estimator.skipped == 1
+        means.append(model.light.estimator.adapters.means())
+    assert scaler.get_scale() == 512.0
+    for plain, scaled in zip(*means, strict=True):
+        for name, want in plain.items():  # a power of two scales without rounding
+            assert torch.equal(scaled[name], want), name
+
+
 def test_equal_seeds_make_equal_plans(tmp_path):
     digests = []
     for i in range(2):
@@ -361,6 +437,61 @@ def test_equal_seeds_make_equal_plans(tmp_path):
         run.train()
         digests.append(run.light.plan.digest)
     assert digests[0] == digests[1]
+
+
+def hooks(model):
+    return {n: (len(m._forward_pre_hooks), len(m._forward_hooks)) for n, m in model.named_modules()}
+
+
+@pytest.mark.parametrize("shrink_steps", [0, 2])
+def test_a_cut_that_is_refused_leaves_no_hooks(shrink_steps):
+    config = LightPeftConfig(estimation_steps=LOOK, shrink_steps=shrink_steps, budget="params=1e-4")
+    model = classifier(config)
+    before = hooks(model)
+
+    def run():
+        model.light.begin(STEPS)
+        for _ in range(LOOK):
+            model(**batch()).loss.backward()
+            model.light.observe(1e-2, batches=list)
+        model.light.cut()
+
+    with pytest.raises(BudgetError, match="smallest that is feasible"):
+        run()
+    assert hooks(model) == before
+
+
+def test_a_run_that_stops_early_leaves_no_hooks(tmp_path):
+    import transformers
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == LOOK - 1
+
+    model = classifier()
+    before = hooks(model)
+    run = trainer(model, tmp_path)
+    run.add_callback(Stop)
+    run.train()
+    assert run.light.stage == "estimation"
+    assert hooks(model) == before
+
+
+def test_gates_that_were_closed_go_on_where_they_were():
+    found = []
+    for at in (None, LOOK - 1):
+        model = classifier().train()
+        model.light.begin(STEPS)
+        for step in range(LOOK):
+            if step == at:
+                model.light.close()
+                model.light.begin(STEPS)
+            model(**batch()).loss.backward()
+            model.light.observe(1e-2, batches=list)
+        _, about = model.light.estimator.adapters.state()
+        found.append(about["forwards"])
+    assert set(found[0].values()) == {LOOK // 2}
+    assert found[1] == found[0]
 
 
 def test_evaluation_before_the_cut_sees_the_gates():

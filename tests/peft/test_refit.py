@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -116,19 +117,58 @@ def test_the_report_of_a_run_says_how_long_it_took_and_a_run_without_says_nothin
     assert times[False] is None
 
 
+def estimated(refit):
+    """Ready for its cut."""
+    model = classifier(LightPeftConfig(estimation_steps=LOOK, refit=refit))
+    model.light.begin(LOOK + 1)
+    for _ in range(LOOK):
+        model(**batch()).loss.backward()
+        model.light.observe(1e-2, batches=list)
+    return model.light
+
+
 def test_without_samples_there_is_no_refit_unless_it_is_asked_for():
     for refit in (None, True):
-        config = LightPeftConfig(estimation_steps=LOOK, refit=refit)
-        model = classifier(config)
-        model.light.begin(LOOK + 1)
-        for _ in range(LOOK):
-            model(**batch()).loss.backward()
-            model.light.observe(1e-2, batches=list)
+        light = estimated(refit)
         if refit:
             with pytest.raises(ConfigError, match="--refit needs training data"):
-                model.light.cut()
+                light.cut()
         else:
-            assert model.light.cut().refit_s is None
+            assert light.cut().refit_s is None
+
+
+def unequal():
+    """Two batches of other widths, without a mask that could say which tokens are padding."""
+    whole = batch()
+    labels = whole["labels"]
+    return [{"input_ids": whole["input_ids"][:, :n], "labels": labels} for n in (7, 5)]
+
+
+def test_a_refit_that_is_refused_changes_nothing():
+    model = classifier()
+    scores, plan, optimizer = looked(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ConfigError, match="make no one batch"):
+        apply_plan(model, plan, optimizer, refit=Refit(unequal(), scores.gates))
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    for name, p in before.items():
+        assert torch.equal(after[name], p), name
+
+
+def test_batches_that_do_not_join_are_cut_without_a_fit_unless_it_is_asked_for(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("compress3g"), "propagate", True)
+    for refit in (None, True):
+        light = estimated(refit)
+        if refit:
+            with pytest.raises(ConfigError, match="make no one batch"):
+                light.cut(batches=unequal)
+            continue
+        with caplog.at_level(logging.WARNING, "compress3g"):
+            report = light.cut(batches=unequal)
+        assert report.refit_s is None
+        assert report.params[1] < report.params[0]
+        assert "nothing is fitted at the cut: input_ids has shapes" in caplog.text
 
 
 def test_what_fades_is_not_mended():

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from compress3g.cli.main import main
-from compress3g.peft import from_pretrained
+from compress3g.errors import ScoreError
+from compress3g.peft import LightPeftCallback, LightPeftConfig, from_pretrained, make_plan
+from compress3g.peft.estimate import Estimator
 
 from .test_cli import SHORT, said
+from .test_light import LOOK, batch, classifier
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +124,100 @@ def test_two_processes_estimate_and_finish(model, data, tmp_path):
     assert main(["peft", "cut", looked, "-o", cut]) == 0
     launch("peft", "finish", cut, "-o", tuned, "--device", "cpu")
     assert torch.isfinite(logits(from_pretrained(tuned))).all()
+
+
+def looked_at(parts, folder, average=lambda trained: None):
+    """Saves what some steps over these parts showed, as the Trainer's callback does."""
+    model = classifier(lora_dropout=0.0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1.0)  # Adam makes whole steps of what is rounded
+    model.light.begin(LOOK + 1)
+    for m in model.modules():
+        if isinstance(m, torch.nn.Dropout):
+            m.p = 0.0
+    model.train()
+    for _ in range(LOOK):
+        for part in parts:
+            (model(**part).loss / len(parts)).backward()
+        average(trained)
+        model.light.observe(1e-2, batches=list)
+        optimizer.step()
+        optimizer.zero_grad()
+    callback = LightPeftCallback(cut=False)
+    callback.light = model.light
+    zero = folder.joinpath(f"checkpoint-{LOOK}").is_dir()
+    state = SimpleNamespace(global_step=LOOK, is_world_process_zero=zero)
+    callback.on_save(SimpleNamespace(output_dir=str(folder)), state, None)
+
+
+def halves():
+    return [{k: v[i::2] for k, v in batch().items()} for i in range(2)]
+
+
+def _half(rank, folder, queue):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+
+    def average(trained):
+        for p in trained:
+            dist.all_reduce(p.grad)
+            p.grad /= 2
+
+    looked_at(halves()[rank : rank + 1], folder / str(rank), average)
+    queue.put(_silent(rank))
+    dist.destroy_process_group()
+
+
+def _silent(rank):
+    """What is said when one site has a gradient on one process only, and another on none."""
+    model = classifier()
+    units = model.light.units
+    with Estimator(model, units, LightPeftConfig(), steps=4) as estimator:
+        model(**batch()).loss.backward()
+        estimator._leaves[units[1].name].grad = None
+        if rank:
+            estimator._leaves[units[0].name].grad = None
+        estimator(1e-2)
+        try:
+            estimator.scores()
+        except ScoreError as error:
+            return str(error).split()[0] == units[1].name
+    return False
+
+
+def test_two_processes_leave_the_scores_of_one_that_sees_the_data_of_both(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)  # where new processes find this module
+    for name in ("0", "1", "one"):
+        (tmp_path / name).mkdir()
+    for name in ("0", "one"):  # the first process saves alone
+        (tmp_path / name / f"checkpoint-{LOOK}").mkdir()
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    both = [context.Process(target=_half, args=(i, tmp_path, queue)) for i in range(2)]
+    for process in both:
+        process.start()
+    named = [queue.get(timeout=240) for _ in both]
+    for process in both:
+        process.join()
+    assert named == [True, True]
+    looked_at(halves(), tmp_path / "one")
+    plans, scores = [], []
+    for name in ("0", "one"):
+        light = classifier(lora_dropout=0.0).light
+        light.restore(tmp_path / name / f"checkpoint-{LOOK}")
+        scores.append(light.estimator.scores())
+        plans.append(make_plan(scores[-1], light.units, light.config))
+    for found, wanted in [
+        *((scores[0].units[n], scores[1].units[n]) for n in scores[1].units),
+        (scores[0].modules, scores[1].modules),
+        (scores[0].ranks, scores[1].ranks),
+    ]:
+        for name, want in wanted.items():
+            # float32 sums in another order, through four steps
+            assert torch.allclose(found[name], want, rtol=1e-3, atol=1e-6), name
+    assert plans[0].dropped == plans[1].dropped
 
 
 @pytest.mark.parametrize(
