@@ -106,8 +106,10 @@ def drop_ragged(
 def evit(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     """As `drop`, but one more goes, and the dropped ones live on in one fused token.
 
-    Their average by score (2202.07800, 3.2) takes the place of the best of them: a scan has an
-    order, and this is the one place the fused token has a claim to. As many tokens as with `drop`.
+    Their average, weighed in proportion to their scores (2202.07800, 3.2), takes the place of the
+    best of them: a scan has an order, and this is the one place the fused token has a claim to.
+    Where one of their scores is negative, which attention never is, all count from the lowest on.
+    As many tokens as with `drop`.
     """
     if count < 2 or count + stream.extra >= stream.tokens:
         return drop(stream, score, count)
@@ -115,7 +117,10 @@ def evit(stream: Stream, score: Float[Tensor, "b l"], count: int) -> Reduced:
     order = _protected(score, stream).argsort(dim=1, descending=True, stable=True)
     index = order[:, :count].sort(1).values  # the worst of them becomes the fused token
     fused, rest = order[:, count - 1 : count], order[:, count - 1 :]
-    weight = score.gather(1, rest).float().softmax(1)[..., None]
+    weight = score.gather(1, rest).float()
+    weight = weight - weight.amin(1, keepdim=True).clamp_max(0)
+    weight = weight + torch.finfo(weight.dtype).tiny  # alike where no score is above the lowest
+    weight = (weight / weight.sum(1, keepdim=True))[..., None]
     picked = _pick(stream, index)
     at = (index == fused).to(torch.int8).argmax(1)
     row = torch.arange(len(at), device=at.device)

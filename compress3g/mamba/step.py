@@ -47,6 +47,7 @@ class Stepper:
     ) -> None:
         self._model, self._teacher = model, teacher if distill else None
         self._distill, self._smoothing = distill, smoothing
+        self._trained = [p for group in groups for p in group["params"]]  # gates of holes too
         device = next(model.parameters()).device
         self._cuda = device.type == "cuda"
         settings: dict[str, Any] = {"lr": 0.0}
@@ -105,7 +106,7 @@ class Stepper:
             self._model(images), labels, taught, weight=self._distill, smoothing=self._smoothing
         )
         loss.backward()
-        nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         return loss.detach()
 

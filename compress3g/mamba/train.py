@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -97,9 +96,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     for name, p in model.named_parameters():
         plain = p.ndim < 2 or name in ("cls_token", "pos_embed") or name.endswith(_NEVER_DECAYED)
         (free if plain else decayed).append(p)
-    pruning = pruning_of(model)
-    if pruning is not None and pruning.gates is not None:
-        free.append(pruning.gates)
+    free += _gates(model)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},
@@ -164,9 +161,9 @@ def train(
 
     It stays on the device it is on; on a GPU a step is one captured graph where that works.
     teacher: a dense model whose logits count as much as `config.distill` says. With `config.ema`
-    the model ends with the average of its weights. watch: called with the number of steps done
-    about `every` so many seconds. Raises ConfigError for `distill` without a teacher, and for no
-    pictures.
+    the model ends with the average of its weights and gates, and the last statistics of batches.
+    watch: called with the number of steps done about `every` so many seconds. Raises ConfigError
+    for `distill` without a teacher, and for no pictures.
     """
     if config.distill and teacher is None:
         raise ConfigError("--distill needs a teacher: give --teacher")
@@ -178,7 +175,7 @@ def train(
     stepper = Stepper(
         model, groups, teacher, distill=config.distill, smoothing=config.label_smoothing
     )
-    average = copy.deepcopy(model).eval() if config.ema else None
+    average = [p.detach().clone() for p in _trained(model)] if config.ema else None
     endless = _endless(pictures, preprocess, config)
     clock, began, losses, step = time.monotonic(), time.process_time(), [], 0
     told = clock
@@ -191,7 +188,7 @@ def train(
             rate = config.rate(step, max(0.0, (done - warm) / max(1e-9, 1 - warm)))
             loss = stepper(images, labels.to(device), rate)
             if average is not None:
-                _follow(average, model, min(config.ema, (1 + step) / (10 + step)))
+                _follow(average, _trained(model), min(config.ema, (1 + step) / (10 + step)))
             if device.type == "cpu" or step % _LOOK == 0:  # a GPU waits while it is asked
                 losses.append(float(loss))
                 line.update({"loss": f"{np.mean(losses[-50:]):.3f}"}, done)
@@ -202,7 +199,7 @@ def train(
                 watch(step)
                 model.train()
     if average is not None:
-        model.load_state_dict(average.state_dict())
+        _follow(_trained(model), average, 0.0)
     model.eval()
     tail = losses[-max(1, len(losses) // 10) :]
     return Trained(steps=step, loss=float(np.mean(tail)), cpu_seconds=time.process_time() - began)
@@ -218,9 +215,19 @@ def _done(step: int, steps: int, clock: float, config: TrainConfig) -> float:
     return step / steps
 
 
+def _gates(model: nn.Module) -> list[nn.Parameter]:
+    """Those of holes, where they are trained."""
+    pruning = pruning_of(model)
+    return [] if pruning is None or pruning.gates is None else [pruning.gates]
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *_gates(model)]
+
+
 @torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+def _follow(average: list[Tensor], values: list[Tensor], decay: float) -> None:
+    torch._foreach_lerp_(average, values, 1 - decay)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from compress3g.mamba import (
     VMambaConfig,
     flops,
 )
-from compress3g.mamba.select import Stream, merge, utr, ward
+from compress3g.mamba.select import Stream, evit, merge, utr, ward
 
 from .plain_vim import merged
 
@@ -46,6 +46,28 @@ def drawn(patches, batch, parts, cls, sizes, keep, seed):
         stream.size.scatter_(1, stream.cls[:, None], 1.0)
     count = max(1, patches // 2, round(keep * patches))
     return stream, torch.randn(batch, length, generator=g), count
+
+
+@pytest.mark.parametrize(
+    "scores", [torch.Tensor.abs, lambda s: s, lambda s: 100 + s, torch.zeros_like]
+)
+def test_a_fused_token_is_the_average_by_score_of_what_it_holds(scores):
+    """Of tokens none of which is negative in proportion to their scores, else from the lowest."""
+    stream, score, count = drawn(10, 3, 2, cls=True, sizes=False, keep=0.6, seed=3)
+    score = scores(score)
+    got = evit(stream, score, count)
+    for i, cls in enumerate(stream.cls.tolist()):
+        patches = [j for j in range(11) if j != cls]
+        ranked = sorted(patches, key=lambda j: -float(score[i, j]))  # a stable sort
+        fused = ranked[count - 1 :]
+        assert sorted([*ranked[:count], cls]) == got.index[i].tolist()
+        raw = [float(score[i, j]) for j in fused]
+        weights = [s - min(*raw, 0.0) for s in raw]
+        weights = weights if sum(weights) else [1.0] * len(fused)
+        at = got.index[i].tolist().index(fused[0])
+        for part, made in zip(stream.parts, got.stream.parts, strict=True):
+            total = sum(w * part[i, j] for w, j in zip(weights, fused, strict=True))
+            torch.testing.assert_close(made[i, at], total / sum(weights), rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=80, deadline=None)

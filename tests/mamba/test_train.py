@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from compress3g.errors import ConfigError
-from compress3g.mamba import create_model
+from compress3g.mamba import apply_patch, create_model
 from compress3g.mamba.data import Arrays, Resident
+from compress3g.mamba.patch import pruning_of
 from compress3g.mamba.pictures import Preprocess
-from compress3g.mamba.step import distilled
-from compress3g.mamba.train import TrainConfig, accuracy, train, varied
+from compress3g.mamba.step import Stepper, distilled
+from compress3g.mamba.train import TrainConfig, _endless, _groups, accuracy, train, varied
+
+from .small_models import plain_model
 
 LOOK = Preprocess(size=(8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 
@@ -95,6 +100,54 @@ def test_training_learns_and_watches(pictures):
     assert accuracy(model, pictures, LOOK) > 90
 
 
+def gated():
+    """With batch norms in its stem, and with gates of holes."""
+    model = plain_model(image=(8, 8), patch=2, classes=2)
+    apply_patch(model, keep_ratio=0.5, layers=(1,), align="learned")
+    return model
+
+
+def trained(model):
+    return [*model.parameters(), pruning_of(model).gates]
+
+
+def test_an_average_has_the_weights_of_all_steps_and_the_last_statistics(pictures):
+    config = TrainConfig(epochs=2, lr=0.01, warmup=0, batch=16)
+    last, averaged = gated(), gated()
+    wanted = [p.detach().double() for p in trained(last)]
+
+    def watch(steps):
+        decay = min(0.9, steps / (9 + steps))
+        for mean, p in zip(wanted, trained(last), strict=True):
+            mean += (1 - decay) * (p.detach().double() - mean)
+
+    train(last, pictures, LOOK, config, watch=watch, every=0.0)
+    train(averaged, pictures, LOOK, replace(config, ema=0.9))
+    for mean, p in zip(wanted, trained(averaged), strict=True):
+        torch.testing.assert_close(p.detach().double(), mean, rtol=1e-6, atol=1e-6)
+    assert float((trained(last)[-1].detach() - 4).abs().max()) > 1e-3  # gates have moved
+    theirs = dict(last.named_buffers())
+    assert any(bool(t.any()) for name, t in theirs.items() if name.endswith("running_mean"))
+    for name, buffer in averaged.named_buffers():
+        assert torch.equal(buffer, theirs[name]), name
+
+
+def test_gates_are_clipped_with_the_weights(pictures):
+    model = gated()
+    with torch.no_grad():
+        model.head.fc.weight.mul_(1e4)
+    images, labels = pictures.tensors(range(40), LOOK), torch.from_numpy(pictures.labels)
+    same = copy.deepcopy(model)
+    distilled(same(images), labels, None, weight=0.0, smoothing=0.0).backward()
+    norm = torch.stack([p.grad.norm() for p in trained(same)]).norm()
+    assert float(norm) > 10
+    stepper = Stepper(model, _groups(model, 0.0), None, distill=0.0, smoothing=0.0)
+    stepper(images, labels, 1e-3)
+    for p, raw in zip(trained(model), trained(same), strict=True):
+        torch.testing.assert_close(p.grad, raw.grad / norm, rtol=1e-4, atol=0)
+    assert bool(trained(model)[-1].grad.any())
+
+
 def test_minutes_end_the_run_whatever_the_epochs_are(pictures):
     began = time.monotonic()
     config = TrainConfig(epochs=10_000, minutes=0.02, batch=16, warmup=1)
@@ -104,8 +157,6 @@ def test_minutes_end_the_run_whatever_the_epochs_are(pictures):
 
 
 def test_batches_have_one_size_and_every_picture_comes_once_a_pass(pictures):
-    from compress3g.mamba.train import _endless
-
     numbered = Arrays(pictures.images, np.arange(40))
     stream = _endless(numbered, LOOK, TrainConfig(batch=16))
     labels = torch.cat([next(stream)[1] for _ in range(5)])
@@ -116,8 +167,6 @@ def test_batches_have_one_size_and_every_picture_comes_once_a_pass(pictures):
 
 @pytest.mark.gpu
 def test_a_captured_step_is_the_eager_one(pictures):
-    from compress3g.mamba.step import Stepper
-
     losses = []
     for capture in (True, False):
         model = small().cuda()
