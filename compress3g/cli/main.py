@@ -94,7 +94,9 @@ def _code_of(error: BaseException, verbose: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "compress3g"
-        _complain(f"{error.format_message()} See '{path} --help'.")
+        message = error.format_message().rstrip()
+        stop = "" if message.endswith((".", "?", "!")) else "."
+        _complain(f"{message}{stop} See '{path} --help'.")
         return 2
     if isinstance(error, click.ClickException):
         _complain(error.format_message())
@@ -121,7 +123,11 @@ def _code_of(error: BaseException, verbose: bool) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit code: 0 done, 1 a bug, 2 bad input, 130 interrupted."""
+    """Runs the command line; the exit code.
+
+    0 done, 1 a bug, 2 bad input, 3 an index was filled but some files were skipped (`index build`,
+    `index add`), 128 + N stopped by signal N: 130 interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # -v belongs to the whole command line, wherever it stands.
     verbose = any(w in ("-v", "-vv", "--verbose") for w in words)

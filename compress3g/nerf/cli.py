@@ -295,9 +295,9 @@ def info(run: Path, as_json: bool) -> int:
         if isinstance(value, dict):
             click.echo(name)
             for key, inner in value.items():
-                click.echo(f"  {key:22}{_shown(inner)}")
+                click.echo(f"  {key:24}{_shown(inner)}")
         else:
-            click.echo(f"{name:24}{_shown(value)}")
+            click.echo(f"{name:26}{_shown(value)}")
     return 0
 
 

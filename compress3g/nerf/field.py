@@ -111,3 +111,13 @@ class HollowField(nn.Module):
     def parameter_count(self) -> int:
         """F sum_l n_l + 9,344 (+ R^3 hollow): the rule behind HollowNeRF's Table 1."""
         return sum(p.numel() for p in self.parameters())
+
+    def counted_bytes(self, mask_bits: int) -> dict[str, int]:
+        """Bytes of these parameters in fp32 by part, and of the mask that a pruner stores."""
+        networks = sum(p.numel() for p in (*self.density_layers, *self.colour_layers))
+        return {
+            "hash table": 4 * self.table.numel(),
+            "networks": 4 * networks,
+            "saliency grid": 0 if self.saliency is None else 4 * self.saliency.logits.numel(),
+            "mask": mask_bits // 8,
+        }

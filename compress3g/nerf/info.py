@@ -12,11 +12,7 @@ def describe(file: Path) -> dict[str, Any]:
     """Parameters by HollowNeRF's rule, bytes by part, levels, kept cells, and the run's figures."""
     model, about = NerfModel.load(file)
     field = model.field
-    parts = {
-        "hash table": field.table.numel(),
-        "networks": sum(p.numel() for p in (*field.density_layers, *field.colour_layers)),
-        "saliency grid": 0 if field.saliency is None else field.saliency.logits.numel(),
-    }
+    parts = field.counted_bytes(0 if field.kept is None else 8 * field.kept.numel())
     side = model.occupancy.side
     result = about.get("result", {})
     return {
@@ -24,8 +20,8 @@ def describe(file: Path) -> dict[str, Any]:
         "bytes on disk": file.stat().st_size,
         "scene": about.get("name", "unknown"),
         "parameters": field.parameter_count(),
-        "bytes (fp32)": {name: 4 * count for name, count in parts.items()}
-        | {"occupancy bits": 2 * model.occupancy.bits.numel()},
+        "bytes (fp32)": parts | {"all that is counted": sum(parts.values())},
+        "bytes (not counted)": {"cells to march through": 2 * model.occupancy.bits.numel()},
         "grid": {
             "convention": GRID_CONVENTION,
             "levels": len(field.levels.resolutions),

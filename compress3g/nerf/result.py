@@ -23,7 +23,7 @@ class Result:
     psnr: float  # dB, mean over test views
     ssim: float
     params: int  # F sum n_l + MLPs (+ R^3): nothing pruned is subtracted (HollowNeRF, table 1)
-    bytes_fp32: int  # 4 params + the mask's bits
+    bytes_fp32: int  # 4 params + the mask's bits, see HollowField.counted_bytes
     kept_cells: int
     kept_fraction: float
     steps: int
@@ -53,15 +53,14 @@ def result_of(
     scored = watch(evaluate(trainer.model(), test), len(test))
     scores = summary([score for score, _, _ in scored])
     kept = trainer.pruner.kept(trainer)
-    params = trainer.field.parameter_count()
     kind = trainer.device.type
     backends = {op: registry.active(op, kind) for op in registry.operations()}
     saliency = trainer.field.saliency
     return Result(
         psnr=float(scores["psnr"]),
         ssim=float(scores["ssim"]),
-        params=params,
-        bytes_fp32=4 * params + trainer.pruner.mask_bits(trainer) // 8,
+        params=trainer.field.parameter_count(),
+        bytes_fp32=sum(trainer.field.counted_bytes(trainer.pruner.mask_bits(trainer)).values()),
         kept_cells=int(kept.sum()),
         kept_fraction=float(kept.float().mean()),
         steps=trainer.step,

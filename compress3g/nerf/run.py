@@ -168,7 +168,7 @@ def _fields(now: Progress) -> dict[str, str]:
     # The first ones survive on a narrow terminal.
     fields = {
         "PSNR": "-" if math.isnan(now.psnr) else f"{now.psnr:.2f}",
-        "kept": f"{now.kept:.1%}",
+        "occupied": f"{now.occupied:.1%}",
         "it/s": f"{now.step / rate:.1f}",
         "Msamples/s": f"{now.samples / rate / 1e6:.2f}",
     }

@@ -40,7 +40,7 @@ class Progress:
     samples: int  # since the start
     seconds: float  # of training
     phase: str
-    kept: float  # share of the box that is occupied
+    occupied: float  # share of the box
     gamma: float | None  # multiplier of the constraint, None without one
 
 

@@ -115,6 +115,8 @@ class Catalog:
         self.path = folder / NAME
         # Connections of a parent process stay referenced: closing one after a fork is forbidden.
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
+        if not folder.is_dir():
+            raise FormatError(f"{folder} is not an index: no such folder")
         if not self.path.exists():
             raise FormatError(f"{folder} is not an index: it has no {NAME}")
         with _translated(self.path):

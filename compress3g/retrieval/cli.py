@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine.options import options_from, resolve
-from ..errors import require
+from ..errors import DocumentError, require
 from .cli_measure import bench, evaluate
 from .cli_options import (
     ACTORS,
@@ -80,8 +80,11 @@ def build(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Make an index of SOURCES: files, or folders of files."""
-    from .documents import new_index
+    """Make an index of SOURCES: files, or folders of files.
+
+    Exit code 3: made, but some files could not be read and were skipped.
+    """
+    from .documents import filled_index
     from .results import read_metadata
 
     if actors and not ray:
@@ -91,7 +94,7 @@ def build(
     metadata = read_metadata(meta)
     if ray:  # said before there is a folder
         require("ray", extra="ray", purpose="--ray")
-    with new_index(output, sources, encoder, config) as index:
+    with filled_index(output, sources, encoder, config) as index:
         return _add(index, sources, metadata, strict, as_json, ray=ray, actors=actors)
 
 
@@ -110,7 +113,10 @@ def add(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Add SOURCES; unchanged files are left alone, changed ones replaced."""
+    """Add SOURCES; unchanged files are left alone, changed ones replaced.
+
+    Exit code 3: some files could not be read and were skipped.
+    """
     from .results import read_metadata
 
     use_threads(threads)
@@ -134,6 +140,9 @@ def _add(
             sources, metadata=metadata, strict=strict, ray=ray, actors=actors, note=note,
             outcome=outcome,
         )  # fmt: skip
+    if done.skipped and not len(index):
+        more = f" (and {len(done.skipped) - 1} more)" if len(done.skipped) > 1 else ""
+        raise DocumentError(f"nothing could be read: {_shown_path(done.skipped[0][1])}{more}")
     _print_added(done, index, as_json)
     return _SKIPPED if done.skipped else 0
 
@@ -147,7 +156,7 @@ def _print_added(done: Added, index: Index, as_json: bool) -> None:
         click.echo(json.dumps({**counts, **about}))
         return
     for _, reason in done.skipped:
-        click.echo(f"skipped {_shown_path(reason)}", err=True)
+        click.echo(f"skipped: {_shown_path(reason)}", err=True)
     info = index.info()
     click.echo("  ".join(f"{name} {count}" for name, count in counts.items() if count))
     if done.retrained:

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConfigError, DocumentError
+from ..errors import ConfigError, DocumentError, LockError, VectorError
 from .build import Document
+from .catalog import NAME
 from .config import IndexConfig
 from .index import Index
+from .pages import PAGE_SUFFIXES, read_pages
 from .sources import find_sources, fingerprint
 from .vectors import PageVectors
+from .writer import remove_unused
 
 if TYPE_CHECKING:
     from .encoders.protocol import Encoder
 
-VECTOR_SUFFIXES = frozenset({".npz", ".safetensors"})
-PAGE_SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
-SUFFIXES = VECTOR_SUFFIXES | PAGE_SUFFIXES
+VECTOR_SUFFIXES = frozenset({".npy", ".npz", ".safetensors"})
+# Among documents a .npy file is more often anything else than a page: there it has to be named.
+SUFFIXES = PAGE_SUFFIXES | (VECTOR_SUFFIXES - {".npy"})
+VECTOR_FORMAT = (
+    "vectors are float16 or float32 [patches, dimension]: a .npy file of one page,"
+    " or `vectors` in a .npz or .safetensors file"
+)
 BATCH = 4  # pages an encoder sees at once
+
+
+def sources_for(paths: Sequence[str | os.PathLike[str]], *, vectors: bool) -> list[Path]:
+    """The files to read, see `find_sources`; with `vectors` folders are searched for these only."""
+    if vectors:
+        return find_sources(paths, VECTOR_SUFFIXES, hint=f"; {VECTOR_FORMAT}")
+    return find_sources(paths, SUFFIXES)
 
 
 def document_of(
@@ -52,8 +66,6 @@ def encoded(
     Parts that begin at a multiple of BATCH are encoded as the whole is. Raises DocumentError for
     what is encrypted or cut short.
     """
-    from .pages import read_pages
-
     pages = iter(read_pages(path, first, stop))
     while batch := list(islice(pages, BATCH)):
         yield from encoder.encode_pages(batch)
@@ -62,14 +74,19 @@ def encoded(
 def read_vectors(path: Path) -> Iterator[PageVectors]:
     """The pages of a file of vectors: `vectors` [N, D], `offsets` [P + 1], one page without them.
 
-    Optional: `saliency` [N], `grid` [N, 2], `kind` [N]. Raises DocumentError when it is anything
-    else.
+    Optional: `saliency` [N], `grid` [N, 2], `kind` [N]. A .npy file is the `vectors` of one page.
+    Raises DocumentError when it is anything else.
     """
     arrays = _arrays(path)
     if "vectors" not in arrays:
         names = ", ".join([*list(arrays)[:3], *(["..."] if len(arrays) > 3 else [])])
         raise DocumentError(f"{path} has no array `vectors`: it has {names or 'none'}")
     vectors = arrays["vectors"]
+    if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
+        raise DocumentError(
+            f"{path} has vectors of shape {vectors.shape} and type {vectors.dtype}:"
+            " give [patches, dimension] in float16 or float32"
+        )
     offsets = np.asarray(arrays.get("offsets", [0, len(vectors)]), np.int64)
     if (
         len(offsets) < 2
@@ -84,8 +101,14 @@ def read_vectors(path: Path) -> Iterator[PageVectors]:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
+    suffix = path.suffix.lower()
+    if suffix not in VECTOR_SUFFIXES:
+        raise DocumentError(f"{path} is no file of vectors: {VECTOR_FORMAT}")
     try:
-        if path.suffix.lower() == ".npz":
+        if suffix == ".npy":
+            with open(path, "rb") as opened:
+                return {"vectors": np.lib.format.read_array(opened, allow_pickle=False)}
+        if suffix == ".npz":
             if not zipfile.is_zipfile(path):
                 raise ValueError("not a .npz file")
             with np.load(path, allow_pickle=False) as file:
@@ -97,6 +120,21 @@ def _arrays(path: Path) -> dict[str, Any]:
         raise DocumentError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
 
 
+@contextmanager
+def filled_index(
+    output: Path, sources: Sequence[str | os.PathLike[str]], encoder: str, config: IndexConfig
+) -> Iterator[Index]:
+    """`new_index`, closed at the end; one that was made here and holds nothing then is removed."""
+    made = not (output / NAME).exists()
+    try:
+        with new_index(output, sources, encoder, config) as index:
+            yield index
+    finally:
+        if made and (output / NAME).exists():
+            with suppress(LockError):  # it is somebody else's by now
+                remove_unused(output)
+
+
 def new_index(
     output: Path, sources: Sequence[str | os.PathLike[str]], encoder: str, config: IndexConfig
 ) -> Index:
@@ -105,8 +143,9 @@ def new_index(
     Raises ConfigError when there is one of other settings, DocumentError for a source that is not
     there: before there is a folder.
     """
-    find_sources(sources, SUFFIXES)
-    if (output / "catalog.sqlite").exists():
+    vectors = encoder == "vectors"
+    sources_for(sources, vectors=vectors)
+    if (output / NAME).exists():
         index = Index.open(output)
         if index.config != config:
             index.close()
@@ -114,7 +153,7 @@ def new_index(
                 f"{output} is an index with other settings: use `index add`, or another folder"
             )
         return index
-    if encoder != "vectors":
+    if not vectors:
         from .encoders import load_encoder
 
         loaded = load_encoder(encoder, signals=config.signals)
@@ -123,8 +162,11 @@ def new_index(
 
 
 def _dimension(sources: Sequence[str | os.PathLike[str]]) -> int:
-    """Of the vectors of the first file that can be read."""
-    for path in find_sources(sources, VECTOR_SUFFIXES):
-        with contextlib.suppress(DocumentError):
+    """Of the vectors of the first file that can be read; why the first cannot where none can."""
+    reasons = []
+    for path in sources_for(sources, vectors=True):
+        try:
             return int(next(iter(read_vectors(path))).vectors.shape[1])
-    raise DocumentError("none of the files holds vectors that can be read")
+        except (DocumentError, VectorError) as error:
+            reasons.append(str(error))
+    raise DocumentError(f"none of the files holds vectors that can be read: {reasons[0]}")

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from ..engine.checkpoint import StopSignal
-from ..errors import ConfigError, DocumentError, FormatError
+from ..errors import ConfigError, DocumentError
 from . import build, maintenance
 from .build import Added, Document, Note, Outcome
 from .catalog import Catalog, Change, DocumentRow
@@ -25,7 +25,6 @@ from .hits import Hit, heatmap_of, hit_of
 from .info import PRECOMPUTED, Info, describe
 from .search import Ranking, search
 from .search_config import SearchConfig
-from .sources import find_sources
 from .vectors import PageVectors
 from .view import View, load_view
 from .writer import Writer
@@ -105,8 +104,6 @@ class Index:
         FormatError for what is no index, damaged or newer; ConfigError for another encoder.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise FormatError(f"{folder} is not an index: no such folder")
         index = cls(folder, Catalog(folder), None, mmap, allow_damaged)
         if encoder is not None:
             index._use(encoder)
@@ -194,9 +191,9 @@ class Index:
         about the work.
         Raises LockError when another process writes, VectorError for vectors that cannot be used.
         """
-        from .documents import SUFFIXES, document_of
+        from .documents import document_of, sources_for
 
-        files = find_sources(paths, SUFFIXES)
+        files = sources_for(paths, vectors=not self._view.snapshot.meta["encoder"])
         meta = build.checked_metadata(metadata)
 
         def documents() -> Iterator[Document[PageVectors]]:

@@ -15,6 +15,7 @@ from .pdf import Pdf, Word
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PAGE_SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 RESOLUTION = 150.0  # dots per inch of a rendered page
 LARGEST_SIDE = 2048  # pixels of a page as encoders see it
 
@@ -113,7 +114,7 @@ def _typeset(words: Sequence[Word]) -> Image:
 
 
 def _pictures(path: Path) -> Iterator[PageImage]:
-    from PIL import Image, ImageOps, ImageSequence
+    from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():  # large pages are welcome, twice as large ones an error
@@ -125,6 +126,9 @@ def _pictures(path: Path) -> Iterator[PageImage]:
     except Image.DecompressionBombError:
         raise DocumentError(f"{path} is too large: 178 megapixels a page at most") from None
     except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in PAGE_SUFFIXES:
+            known = " ".join(sorted(PAGE_SUFFIXES))
+            raise DocumentError(f"{path} is of a kind that cannot be read: give {known}") from None
         raise DocumentError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
 
 

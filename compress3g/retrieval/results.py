@@ -13,11 +13,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from ..errors import ConfigError, DocumentError, MissingExtra
-from .documents import PAGE_SUFFIXES
 from .heatmap import overlay, snippet
 from .hits import Hit
 from .index import Index
-from .pages import PageImage, read_page
+from .pages import PAGE_SUFFIXES, PageImage, read_page
 from .pdf import Pdf
 
 _OPEN = 8  # files at a time

@@ -22,11 +22,13 @@ class Source:
     mtime: float
 
 
-def find_sources(paths: Sequence[str | os.PathLike[str]], suffixes: frozenset[str]) -> list[Path]:
+def find_sources(
+    paths: Sequence[str | os.PathLike[str]], suffixes: frozenset[str], *, hint: str = ""
+) -> list[Path]:
     """The files themselves, and all files below folders that have one of the suffixes, sorted.
 
     Each once, absolute, symbolic links as they are. Raises DocumentError for a path that is not
-    there, and for a folder in which nothing can be read.
+    there, and for a folder in which nothing can be read; hint: the end of that message.
     """
     found: dict[Path, None] = {}
     for name in paths:
@@ -35,7 +37,7 @@ def find_sources(paths: Sequence[str | os.PathLike[str]], suffixes: frozenset[st
             inside = sorted(_below(path, suffixes), key=os.fsencode)
             if not inside:
                 known = " ".join(sorted(suffixes))
-                raise DocumentError(f"{name!s} holds no document: looked for {known}")
+                raise DocumentError(f"{name!s} holds no document: looked for {known}{hint}")
             found.update(dict.fromkeys(inside))
         elif path.exists():
             found[path] = None

@@ -11,12 +11,13 @@ import secrets
 import shutil
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import LockError
 from .array_folder import ArrayFolder, ArrayFolderWriter, sync_folder
-from .catalog import Catalog, Change, Snapshot
+from .catalog import NAME, Catalog, Change, Snapshot
 
 LOCK = "writer.lock"
 _FOLDERS = ("seg-", "codebook-")
@@ -184,3 +185,18 @@ class Writer:
         for name in garbage:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         return sorted(garbage)
+
+
+def remove_unused(folder: Path) -> None:
+    """Removes an index into which nothing was ever committed; what else is in the folder stays.
+
+    Raises LockError when another process writes.
+    """
+    with Writer(folder) as writer:  # what was not committed is removed by opening it
+        if writer.catalog.generation():
+            return
+        writer.catalog.close()  # takes the files beside the catalog along
+        for name in (NAME, LOCK):
+            (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

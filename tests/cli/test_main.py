@@ -31,6 +31,15 @@ def test_wrong_words_are_one_line_and_exit_code_2(words, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["nonsense"], ["index", "add", "idx", "x", "--meta", "year"]])
+def test_the_pointer_to_help_is_a_sentence_of_its_own(words, capsys):
+    assert main(words) == 2
+    message, _, pointer = capsys.readouterr().err.partition(" See 'compress3g")
+    assert pointer
+    assert message.endswith(".")
+    assert not message.endswith("..")
+
+
 def test_doctor_reports_backends(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from compress3g.cli.main import main
+from compress3g.nerf.run import _fields
+from compress3g.nerf.trainer import Progress
 
 _FAST = ["--log2-hashmap", "9", "--samples", "1024", "--march", "64", "--occupancy", "16"]
 
@@ -77,7 +79,27 @@ def test_info_counts_parameters_by_the_papers_rule(run, capsys):
     assert 0 < table <= 2 * 16 * 512
     assert figures["parameters"] == table + 9344 - 64 * 2 * (16 - levels)
     assert main(["nerf", "info", str(run)]) == 0
-    assert "hash table" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "hash table" in out
+    assert f"levels inside the mask  {levels}\n" in out
+
+
+def test_occupied_and_kept_cells_have_names_of_their_own():
+    now = Progress(9, 0.5, 20.0, 1000, 2.0, "main", occupied=0.229, gamma=None)
+    fields = _fields(now)
+    assert (fields["occupied"], "kept" in fields) == ("22.9%", False)
+
+
+@pytest.mark.parametrize("arm", ["hollow", "plain"])
+def test_info_and_train_count_the_same_bytes(run, capsys, arm):
+    file = {"hollow": run, "plain": run / "plain"}[arm]
+    assert main(["nerf", "info", str(file), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    trained = json.loads((file / "result.json").read_text())
+    parts = figures["bytes (fp32)"]
+    assert parts.pop("all that is counted") == sum(parts.values()) == trained["bytes_fp32"]
+    mask = 16**3 // 8 if arm == "hollow" else 0  # a bit for each of the cells of --occupancy 16
+    assert (parts["mask"], sum(parts.values()) - mask) == (mask, 4 * figures["parameters"])
 
 
 def test_every_backend_trains_the_same_model(ball, tmp_path, capsys):

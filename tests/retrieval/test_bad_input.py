@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from compress3g.cli.main import main
+from compress3g.retrieval.config import IndexConfig
+from compress3g.retrieval.documents import filled_index
+from compress3g.retrieval.writer import Writer
 
 from .conftest import make_page
 from .documents_made import TOPICS, write_pdf, write_tiny_bert
@@ -211,6 +214,23 @@ def test_a_picture_of_a_hundred_megapixels_is_a_page_and_a_larger_one_is_named(g
     assert "more.png is too large" in err
 
 
+def test_a_file_of_another_kind_is_not_called_damaged(good, capsys):
+    from PIL import Image
+
+    (good / "a.txt").write_text("words")
+    (good / "b.png").write_text("words")
+    Image.new("L", (60, 60), 255).save(good / "c.bmp")  # not looked for, but read when it is named
+    code, out, _ = call(capsys, "add", "idx", "a.txt", "b.png", "c.bmp", "--json")
+    outcomes = [json.loads(line).get("outcome") for line in out.splitlines()]
+    kinds = ".jpeg .jpg .pdf .png .tif .tiff .webp"
+    assert code == 3
+    assert (
+        outcomes[0] == f"skipped: {good / 'a.txt'} is of a kind that cannot be read: give {kinds}"
+    )
+    assert "b.png is damaged" in outcomes[1]
+    assert "is of a kind" not in outcomes[2]
+
+
 def test_names_that_are_no_utf8_are_found_and_removed(good, capsys):
     name = os.fsencode(good) + b"/caf\xe9.pdf"
     os.rename(write_pdf(good / "plain.pdf", TOPICS[1:2]), name)
@@ -266,3 +286,31 @@ def test_a_build_of_what_cannot_be_leaves_no_folder(good, capsys, words, message
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert not (good / "new").exists()
+
+
+def test_a_build_of_which_nothing_can_be_read_is_one_line_and_leaves_no_folder(good, capsys, model):
+    bad = [truncated_pdf(good / "bad.pdf"), good / "none.pdf"]
+    bad[1].touch()
+    build = ("build", *bad, "-o", "new", "--k", "16", "--encoder", f"text:{model}")
+    for words, more in (((), "(and 1 more)"), (("--strict",), "is damaged")):
+        code, out, err = call(capsys, *build, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "bad.pdf is damaged" in err
+        assert more in err
+        assert not (good / "new").exists()
+    (good / "new").mkdir()
+    (good / "new" / "mine").touch()
+    assert call(capsys, *build)[0] == 2
+    assert [p.name for p in (good / "new").iterdir()] == ["mine"]
+    assert call(capsys, *build, "good.pdf")[0] == 3
+    assert call(capsys, "add", "idx", *bad)[0] == 3
+    assert the_good_page_is_found(capsys)
+
+
+def test_an_index_that_another_process_fills_is_never_taken_for_unused(good, capsys, model):
+    words = ("build", "good.pdf", "-o", "new", "--k", "16", "--encoder", f"text:{model}")
+    with filled_index(good / "new", ["good.pdf"], f"text:{model}", IndexConfig(k=16)):
+        held = Writer(good / "new")
+        assert "is being written by process" in call(capsys, *words)[2]
+    held.close()
+    assert call(capsys, *words)[0] == 0

@@ -87,11 +87,53 @@ def test_files_that_cannot_be_read_are_skipped_with_code_3(corpus, capsys):
     code, _, err = call(capsys, *BUILD)
     assert code == 3
     assert err.count("\n") == 1
-    assert "broken.npz" in err
+    assert err.startswith(f"skipped: {corpus / 'broken.npz'} is damaged: ")
     code, _, err = call(capsys, "add", "idx", "corpus", "--strict")
     assert code == 2
     assert err.startswith("error: ")
     assert "broken.npz" in err
+
+
+def test_npy_files_are_pages_of_vectors_and_pictures_beside_them_are_left_alone(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("vec").mkdir()
+    for seed in range(5):
+        np.save(f"vec/p{seed}.npy", make_page(seed).vectors)
+    Path("vec/photo.png").write_bytes(b"none")
+    words = ("-o", "idx", "--encoder", "vectors", "--k", "64", "--store", "f16")
+    code, out, err = call(capsys, "build", "vec", *words)
+    assert (code, err) == (0, "")
+    assert "5 documents, 5 pages" in out
+    np.save("q.npy", make_page(3).vectors[:6].astype(np.float32))
+    assert "p3.npy page 1" in call(capsys, "search", "idx", "--vectors", "q.npy", "--k", "1")[1]
+    assert call(capsys, "add", "idx", "vec")[1].startswith("unchanged 5")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("a.npy", lambda f: np.save(f, np.ones((2, 3, 8), np.float32)), "of shape (2, 3, 8)"),
+        ("a.npy", lambda f: np.save(f, np.ones((2, 8))), "type float64: give [patches"),
+        ("a.npy", lambda f: f.write(b"words"), "a.npy is damaged: EOF"),
+        ("a.npz", lambda f: np.savez(f, embeddings=np.ones((2, 8))), "`vectors`: it has embed"),
+        ("a.txt", lambda f: f.write(b"words"), "a.txt is no file of vectors: vectors are float16"),
+        ("vec/a.png", lambda f: f.write(b"words"), "looked for .npy .npz .safetensors; vectors"),
+    ],
+)  # fmt: skip
+def test_files_without_vectors_are_refused_with_file_and_reason(
+    tmp_path, monkeypatch, capsys, name, make, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("vec").mkdir()
+    with open(name, "wb") as file:
+        make(file)
+    source = "vec" if name.startswith("vec") else name
+    code, out, err = call(capsys, "build", source, "-o", "idx", "--encoder", "vectors")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not Path("idx").exists()
 
 
 def test_building_again_goes_on_and_other_settings_are_refused(built, capsys):
@@ -124,7 +166,10 @@ def test_heat_maps_are_pictures_of_the_patches(built, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("search", "absent", "x"), "absent is not an index"),
+        *(
+            ((*words, "absent"), "error: absent is not an index: no such folder\n")
+            for words in (("search",), ("info",), ("compact",), ("verify",), ("verify", "--deep"))
+        ),
         (("search", "idx", "words"), "search it with vectors"),
         (("search", "idx", ""), "query is empty"),
         (("search", "idx", "--vectors", "none.npy"), "none.npy does not exist"),

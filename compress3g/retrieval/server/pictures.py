@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from ...engine.checkpoint import atomic_write
 from ...errors import DocumentError
 from ..catalog import DocumentRow
-from ..documents import PAGE_SUFFIXES
-from ..pages import read_page
+from ..pages import PAGE_SUFFIXES, read_page
 from ..pdf import Word
 from ..sources import fingerprint
 from .recent import Recent
