@@ -72,8 +72,8 @@ class Curve:
     def network(self, size: float) -> tuple[nn.Module, float]:
         """As a code of this size starts; and its share of the multiply-adds."""
         code = SoftCode(self.space)
-        logits = by_magnitude(self.pipe.unet, self.space, size, staggered=True) - code.bias
-        keep = code.hard(logits)
+        gates = by_magnitude(self.pipe.unet, self.space, size, staggered=True)
+        keep = code.hard(code.inverse(gates))
         share = float(self.space.share(as_gates(keep, self.space)))
         return copy.deepcopy(expert_of(self.pipe.unet, self.space, keep)), share
 
