@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from dataclasses import replace
 from itertools import takewhile
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _mamba_results import earlier, outdated
 from _paired import difference
 from _report import goal, parser, report
 from _small_pictures import DATA_SETS, DataSet
@@ -236,19 +236,6 @@ def _fine_tune(data_set, chosen, parts, answers, told, run) -> None:
         answers.keep(key, found.numpy())
 
 
-def earlier(file: Path | None, chosen, data_set: DataSet, name: str) -> dict[str, Any]:
-    """Rows of a results file; leaves with one line where it was measured with other settings."""
-    if file is None:
-        return {}
-    found = json.loads(file.read_text())
-    size = chosen.pictures or data_set.fine.batch
-    theirs = found["name"], found["steps"], found.get("pictures"), tuple(found["layers"])
-    if theirs != (name, chosen.steps, size, data_set.layers):
-        print(f"--earlier {file} was measured with other settings: {theirs}", file=sys.stderr)
-        raise SystemExit(2)
-    return found["rows"]
-
-
 def score(key: str, seed: int, answers: Answers, known: dict[str, Any]) -> float | None:
     """Percent right after training from this seed; `known`: rows of earlier runs."""
     told = f"{key} seed {seed}"
@@ -381,6 +368,8 @@ def main() -> None:
     zero_shot(rows, found, data_set, asked, answers, chosen.keeps, names, chosen.batch)
     rows |= gathered(data_set, found.model, chosen, answers, known)
     rows |= compared(rows, answers, chosen, known)
+    for key in outdated(rows):
+        del rows[key]
     goals = [
         goal(f"{key}, in standard errors", row["standard_errors"], 2.0)
         for key, row in rows.items()

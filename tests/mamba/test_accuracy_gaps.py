@@ -75,3 +75,15 @@ def test_a_run_goes_on_from_earlier_results_of_the_same_settings(tmp_path, capsy
     with pytest.raises(SystemExit, match="2"):
         mamba_accuracy.earlier(file, chosen, data_set, "some")
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_gap_of_fewer_seeds_than_its_rows_have_is_outdated():
+    rows = {
+        "fine-tuned test 0.8 ward": {"seeds": [61.0, 63.0]},
+        "fine-tuned test 0.8 r_meeto": {"seeds": [60.0, 60.0, 59.0]},
+        "fine-tuned test 0.8: ward (ward) - r_meeto": {"points": 1.0},
+        "fine-tuned test 0.8: chosen (l1, none, none) - r_meeto": {"points": 1.0},  # rows unknown
+    }
+    assert mamba_accuracy.outdated(rows) == ["fine-tuned test 0.8: ward (ward) - r_meeto"]
+    rows["fine-tuned test 0.8: ward (ward) - r_meeto"]["points"] = 2.0  # of the first two
+    assert mamba_accuracy.outdated(rows) == []
