@@ -1,392 +1,234 @@
 """Does a router that sends prompts to networks of several sizes beat one network of the mean size?
 
-    python benchmarks/aptp.py [--quick] [--json] [--seeds N] [--target SHARE] [--work FOLDER]
+    python benchmarks/aptp.py [--quick] [--json] [--seeds 0,1,2] [--target .34] [--masks PATH]
 
-The denoiser of pipelines/digits_t2i is to keep a share of its multiply-adds on average. Captions
-name one, two or four digits, and nobody tells the router so. Training captions train the router,
-and afterwards its experts; single networks of the same mean cost (magnitude, EcoDiff, a router with
-one code) get as many updates as each expert. Experts are trained twice: on whole batches of their
-own captions, as in the paper, and on their share of one network's batches, so that together they
-see no more. The score is the share of held-out captions whose image is right in every digit and
-colour. What is finished stays in --work.
+The denoiser of pipelines/digits_t2i is to keep a third of its multiply-adds on average. Captions
+name one, two or four digits, and nobody tells the router so. Networks cut so far answer nothing
+right before they have learnt, and no caption is told from another: the router measures need at
+`--need`. Codes are cut again for their own captions, by `--recut`, the one code of "one code" too.
+Then every network has `--updates` of `--batch` captions at the times of the sampler, by the loss of
+`route finetune`. Experts make the share `--common` of all their updates together, as parts of one
+network, and the others each from the captions that are routed to it (with `--larger`, to larger
+ones too); single networks learn from all, and those of magnitude and of one code once more for as
+many updates as all experts together. Speed is that of pipelines/digits_aptp, made by the same
+recipe. The score is the share of held-out captions whose image is right in every digit and colour.
+`--updates 0`: as cut. `--rows ''`: routers alone. `--masks` is a folder of ecodiffSEED.safetensors,
+the logits of EcoDiff's masks; they are learnt where there are none. `--validate` judges by other
+training captions and not by held-out ones: by them settings are chosen. What is finished stays in
+--work.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _digits import Classifier, Scene, correct, draw, scenes
 from _report import goal, parser, report
-from _routing import over_a_large_step
+from _routing import (
+    EVEN,
+    GUIDANCE,
+    HARD,
+    OBJECTS,
+    Seed,
+    captions_of,
+    kind_of_run,
+    multiply_adds,
+    texts,
+)
+from _routing_bank import Course
+from _routing_speed import speed_of
 from scipy.stats import spearmanr
-from torch import Tensor
-from train_digits import MEAN, SCALE
+from torch import nn
 
 import compress3g.diffusion as cd
-from compress3g.diffusion.aptp import AptpConfig, AptpPipeline, Router, train_router
-from compress3g.diffusion.aptp.codes import skeleton_space
-from compress3g.diffusion.aptp.corpus import Corpus
-from compress3g.diffusion.aptp.finetune import finetune_experts
-from compress3g.diffusion.finetune import FinetuneConfig, finetune
-from compress3g.diffusion.pipelines import recording
-from compress3g.engine.checkpoint import write_json
-from compress3g.profile import compare, count_flops
+from compress3g.diffusion.aptp import AptpPipeline, Router
+from compress3g.diffusion.aptp.experts import expert_of
+from compress3g.diffusion.aptp.finetune import as_parts, lessons_of
 
-MODEL = Path(__file__).parent.parent / "pipelines" / "digits_t2i"
-OBJECTS = (1, 2, 4)
-STEPS, GUIDANCE = 12, 3.0
-# Chosen in a few tries of seed 0 on training captions; the grade after a first router's held-out
-# figures were seen.
-ROUTER = AptpConfig(
-    experts=4, depth=False, start="graded", steps=40, batch=24, learning_rate=0.06, distill=5.0,
-    blocks=1.0, resource=20.0, inference_steps=STEPS,
-)  # fmt: skip
-# Each expert's call has a fixed cost, which four small calls pay four times.
-MIXED = (7, 24)
-STATIC = ("magnitude", "ecodiff")
+LONG = " as long as all experts"
+ROWS = ("routed", "magnitude", "ecodiff", "one code", "magnitude" + LONG, "one code" + LONG)
+MANY = 3000  # captions: a budget is a mean, and to know it to a hundredth takes more than are drawn
 
 
-def captions_of(count: int, seed: int, *, held_out: bool, shares: Sequence[float]) -> list[Scene]:
-    """Scenes of one, two and four digits in these shares, in random order."""
-    noise = np.random.default_rng(seed)
-    drawn = [
-        s
-        for n, share in zip(OBJECTS, shares, strict=True)
-        for s in scenes(n, round(count * share), noise, held_out=held_out)
-    ]
-    return [drawn[i] for i in noise.permutation(len(drawn))]
-
-
-def texts(wanted: Sequence[Scene]) -> list[str]:
-    return [s.caption for s in wanted]
-
-
-class Seed:
-    """Everything of one seed: captions, the dense pipeline, what has been measured."""
-
-    def __init__(self, seed: int, options: Any) -> None:
-        self.seed, self.quick = seed, options.quick
-        how = (options.target, options.updates, options.training, options.captions)
-        self.folder = options.work / "-".join(f"{x:g}" for x in how) / f"seed{seed}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.folder / "rows.json"
-        self.rows: dict[str, Any] = (
-            json.loads(self._file.read_text()) if self._file.exists() else {}
-        )
-        self.pipe = cd.open_pipeline(MODEL)
-        self.judge = Classifier.load(MODEL / "classifier.safetensors")
-        even = (1 / 3, 1 / 3, 1 / 3)
-        many = 32 if options.quick else options.training
-        self.training = captions_of(many, 100 + seed, held_out=False, shares=even)
-        count = 24 if options.quick else options.captions
-        self.wanted = captions_of(count, seed, held_out=True, shares=even)
-        # A budget is a mean: to know it to a hundredth takes more captions than are drawn.
-        many = 120 if options.quick else 3000
-        self.many = captions_of(many, 7000 + seed, held_out=True, shares=even)
-        self.hard = captions_of(count, 50 + seed, held_out=True, shares=(0.025, 0.025, 0.95))
-        self.config = replace(ROUTER, target=options.target, seed=seed)
-        self.updates = options.updates
-        self.singles = list(STATIC[:1]) if options.quick else options.singles.split(",")
-        if options.quick:
-            fast = replace(self.config, steps=4, batch=8)
-            self.config, self.updates = fast, 4
-        noise = np.random.default_rng(seed)
-        latents = (draw(self.training, noise) - MEAN) / SCALE
-        self.corpus = Corpus.of(self.pipe, texts(self.training), latents=latents, steps=STEPS)
-
-    def keep(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
-        self.rows[name] = row
-        write_json(self._file, self.rows)
-        return row
-
-    def router(self, **changes: Any) -> Router:
-        """Trained with changes to the configuration, or from before."""
-        config = replace(self.config, **changes)
-        name = "-".join(["router", *(f"{k}{v}" for k, v in changes.items())])
-        file = self.folder / f"{name}.safetensors"
-        if not file.exists():
-            began = time.process_time()
-            trained = train_router(self.corpus, config, checkpoint=file.with_suffix(".checkpoint"))
-            self.keep(name, {"seconds": time.process_time() - began})
-            trained.save(file)
-            file.with_suffix(".checkpoint").unlink()
-        return Router.load(file, *skeleton_space(self.pipe.unet, vars_of(config)))
-
-    def finetuning(self) -> FinetuneConfig:
-        return FinetuneConfig(
-            method="full", updates=self.updates, batch=8, learning_rate=3e-4, steps=STEPS,
-            guidance=GUIDANCE, seed=self.seed,
-        )  # fmt: skip
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "dense"
-
-    def judged(self, images: Tensor, wanted: Sequence[Scene]) -> dict[str, float]:
-        right = correct(images, wanted, self.judge).float()
-        counts = torch.tensor([len(s.objects) for s in wanted])
-        row = {f"{n} objects": float(right[counts == n].mean()) for n in OBJECTS}
-        return {**row, "all": float(right.mean())}
-
-    def drawn(self, make: Any, wanted: Sequence[Scene]) -> Tensor:
-        """Images, 60 at a time."""
-        parts = []
-        for first in range(0, len(wanted), 60):
-            how = {"seed": self.seed * 100_000 + first, "steps": STEPS, "guidance": GUIDANCE}
-            parts.append(make(texts(wanted[first : first + 60]), **how))
-        return torch.cat(parts)
-
-    def single(self, pipe: Any) -> dict[str, float]:
-        images = self.drawn(lambda p, **how: cd.generate(pipe, p, **how), self.wanted)
-        return self.judged(images, self.wanted)
-
-
-def vars_of(config: AptpConfig) -> dict[str, Any]:
-    return {"bundle": config.bundle, "depth": config.depth}
-
-
-def multiply_adds(pipe: Any) -> int:
-    with recording(pipe) as calls:
-        cd.generate(pipe, ["a red seven"], steps=2, guidance=1.0, output="latent")
-    return count_flops(lambda: calls[0].run(cd.denoiser_of(pipe)[1])).total
-
-
-def static(s: Seed, method: str, share: float) -> Any:
-    """The pipeline, pruned by a method to this share of its multiply-adds, or a little more.
-
-    What attention does between its projections goes unasked with its heads; so more is asked for
-    until no less than this share is left.
-    """
-    config = cd.PruneConfig(
-        method=method, ratio=1 - share, cost="flops", steps=STEPS, guidance=GUIDANCE, samples=48,
-        round_to=1, updates=4 if s.quick else 60, seed=s.seed,
-    )  # fmt: skip
-    scores = cd.scores_of(s.pipe, texts(s.training), config)
-    whole = multiply_adds(s.pipe)
-    for more in range(10):
-        how = {**config.how(), "ratio": 1 - share - 0.01 * more}
-        pipe = cd.prune(copy.deepcopy(s.pipe), scores, **how)
-        if multiply_adds(pipe) / whole >= share - 0.005:
-            break
-    return pipe
-
-
-def measure_router(s: Seed, name: str, **changes: Any) -> dict[str, Any]:
-    """What a router does with captions, without drawing."""
-    if name in s.rows:
-        return s.rows[name]
-    owner = AptpPipeline(s.pipe, s.router(**changes))
-    router, routed = owner.router, owner.route(texts(s.wanted))
-    difficulty = [len(x.objects) for x in s.wanted]
+def about(s: Seed, router: Router) -> dict[str, Any]:
+    """What a router does with held-out captions, without drawing."""
+    owner = AptpPipeline(s.pipe, router)
+    many, hard = (
+        texts(captions_of(count, first + s.seed, held_out=True, shares=shares))
+        for count, first, shares in ((MANY, 7000, EVEN), (s.options.captions, 50, HARD))
+    )
+    routed = owner.route(texts(s.wanted))
+    varies = len(routed.shares.unique()) > 1
     row = {
+        "shares": router.shares.tolist(),
+        "cosine": router.likeness(),
         "share": float(routed.shares.mean()),
         "entropy": router.entropy(routed.experts),
-        "likeness": router.likeness(),
-        "smallest": float(router.shares.min()),
-        "largest": float(router.shares.max()),
         "used": len(routed.experts.unique()),
+        "spearman": float(spearmanr(s.counts, routed.shares)[0]) if varies else 0.0,
+        "by count": {str(n): float(routed.shares[s.counts == n].mean()) for n in OBJECTS},
+        "share of many": float(owner.route(many).shares.mean()),
+        "share of hard before": float(owner.route(hard).shares.mean()),
     }
-    for n in OBJECTS:
-        mine = torch.tensor([d == n for d in difficulty])
-        row[f"share of {n}"] = float(routed.shares[mine].mean())
-    varies = len(routed.shares.unique()) > 1
-    row["spearman"] = float(spearmanr(difficulty, routed.shares)[0]) if varies else 0.0
-    row["share of many"] = float(owner.route(texts(s.many)).shares.mean())
-    owner.rebalance(texts(s.hard))
-    row["share of hard"] = float(owner.route(texts(s.hard)).shares.mean())
-    return s.keep(name, row)
+    owner.rebalance(hard)
+    return {**row, "share of hard": float(owner.route(hard).shares.mean())}
 
 
-def measure_quality(s: Seed) -> None:
-    """Accuracy of the routed pipeline and of one code, before and after finetuning."""
-    owner = AptpPipeline(s.pipe, s.router())
-    share = float(owner.route(texts(s.wanted)).shares.mean())
-    if "dense" not in s.rows:
-        s.keep("dense", {**s.single(s.pipe), "share": 1.0})
-    if "aptp" not in s.rows:
-        row = s.judged(s.drawn(owner.generate, s.wanted), s.wanted)
-        s.keep("aptp", {**row, "share": share})
-    # The other way of counting on the first seed alone.
-    ways = {"aptp, finetuned": True, "aptp, finetuned, shares": False}
-    for name, whole_batches in ways.items():
-        if name in s.rows or (s.seed and not whole_batches):
-            continue
-        tuned = finetune_experts(
-            owner, texts(s.training), s.finetuning(), whole_batches=whole_batches, cache=s.cache
-        )
-        row = s.judged(s.drawn(tuned.generate, s.wanted), s.wanted)
-        s.keep(name, {**row, "share": share})
-    one = AptpPipeline(s.pipe, s.router(experts=1))
-    if "one code, finetuned" not in s.rows:
-        alone = {"share": float(one.router.shares[0])}
-        s.keep("one code", {**s.judged(s.drawn(one.generate, s.wanted), s.wanted), **alone})
-        tuned = finetune_experts(one, texts(s.training), s.finetuning(), cache=s.cache)
-        row = s.judged(s.drawn(tuned.generate, s.wanted), s.wanted)
-        s.keep("one code, finetuned", {**row, **alone})
+def trained_experts(s: Seed) -> list[nn.Module]:
+    """Of `--updates` each: together for the share `--common` of all of them, then on its own."""
+    options, router = s.options, s.owner.router
+    chosen = s.owner.route(texts(s.training)).experts
+    together = round(options.updates * options.experts * options.common)
+    alone = round(options.updates * (1 - options.common))
+    whole = copy.deepcopy(s.pipe.unet)
+    with as_parts(whole, router, doubled=True):
+        course(s, together, seed=50).take(whole, s.bank, torch.arange(len(chosen)))
+    experts = []
+    for i, keep in enumerate(router.keep):
+        experts.append(copy.deepcopy(expert_of(whole, router.space, keep, index=i)))
+        mine = lessons_of(router, chosen, i, larger=options.larger).nonzero()[:, 0]
+        if len(mine):  # one that gets no prompt stays as it is
+            course(s, alone, seed=i).take(experts[i], s.bank, mine)
+    return experts
 
 
-def measure_single(s: Seed, method: str) -> None:
-    """Accuracy of one network of the mean size, before and after finetuning."""
-    if f"{method}, finetuned" in s.rows:
+def course(s: Seed, updates: int, seed: int) -> Course:
+    return Course(updates=updates, batch=s.options.batch, rate=s.options.rate, seed=seed)
+
+
+def measure(s: Seed, name: str) -> None:
+    """Accuracy of one row of a seed, if it is not there yet."""
+    if name in s.row["accuracy"]:
         return
-    pipe = static(s, method, s.rows["aptp"]["share"])
-    cost = {"share": multiply_adds(pipe) / multiply_adds(s.pipe)}
-    s.keep(method, {**s.single(pipe), **cost})
-    finetune(pipe, s.pipe, texts(s.training), s.finetuning(), cache=s.cache)
-    s.keep(f"{method}, finetuned", {**s.single(pipe), **cost})
+    options = s.options
+    if name == "routed":
+        experts = trained_experts(s)
+        tuned = AptpPipeline(s.pipe, s.owner.router, mode="finetuned", build=experts.__getitem__)
+        s.judged(name, tuned.generate, s.row["router"]["share"])
+        return
+    pipe, network = copy.copy(s.pipe), s.network(name.removesuffix(LONG))
+    updates = options.updates * (options.experts if name.endswith(LONG) else 1)
+    course(s, updates, seed=50).take(network, s.bank, torch.arange(len(s.training)))
+    pipe.register_modules(unet=network)
+    cost = multiply_adds(pipe) / multiply_adds(s.pipe)
+    s.judged(name, lambda p, **how: cd.generate(pipe, p, **how), cost)
 
 
-def measure_speed(s: Seed) -> dict[str, float]:
-    """Routing against a denoising step; a mixed batch against the dense pipeline; 7 against 1."""
-    if "speed" in s.rows:
-        return s.rows["speed"]
-    owner = AptpPipeline(s.pipe, s.router())
-    prompts = texts(s.wanted)[:7]
-    with recording(s.pipe) as calls:
-        cd.generate(s.pipe, prompts, steps=2, guidance=GUIDANCE, output="latent")
-    embeddings = owner.embed(prompts)
-    how: dict[str, Any] = {"seed": 0, "steps": 4, "guidance": GUIDANCE}
-    with torch.inference_mode():
-        step = compare(
-            lambda: calls[0].run(s.pipe.unet), lambda: owner.router.route(embeddings),
-            seconds=4.0, clock="cpu",
-        )  # fmt: skip
-
-    def mixed(count: int) -> float:
-        many = texts(s.wanted)[:count]
-        return compare(
-            lambda: cd.generate(s.pipe, many, **how), lambda: owner.generate(many, **how),
-            seconds=4.0, clock="cpu",
-        ).median  # fmt: skip
-
-    together = owner.generate(prompts, **how)
-    alone = [owner.generate([p], **{**how, "seed": i})[0] for i, p in enumerate(prompts)]
-    worst = float((together - torch.stack(alone)).abs().max())
-    row = {
-        "routing over a step": step.median,
-        **{f"time of a mixed batch of {n} over dense": mixed(n) for n in MIXED},
-        "batch against single": worst,
-    }
-    if not s.quick:
-        row["routing over a step of 866 million parameters"] = over_a_large_step(ROUTER)
-    return s.keep("speed", row)
-
-
-def mean(rows: list[dict[str, Any]], name: str, of: str = "all") -> float:
-    found = [r[name][of] for r in rows if name in r]
-    return sum(found) / len(found)
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    names = [n for n in rows[0] if "all" in rows[0][n]]
-    print(f"\n| | multiply-adds | {' | '.join(f'{n} digits' for n in OBJECTS)} | all |")
-    print("|---|" + "---|" * 5)
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    if names := [n for n in rows[0]["accuracy"] if all(n in r["accuracy"] for r in rows)]:
+        print(f"\n| | multiply-adds | {' | '.join(f'{n} digits' for n in OBJECTS)} | all |")
+        print("|---|" + "---|" * 5)
     for name in names:
-        cells = [f"{mean(rows, name, f'{n} objects'):.1%}" for n in OBJECTS]
-        spread = [r[name]["all"] for r in rows if name in r]
-        cells.append(f"{mean(rows, name):.1%} ({min(spread):.1%} to {max(spread):.1%})")
-        print(f"| {name} | {mean(rows, name, 'share'):.1%} | {' | '.join(cells)} |")
-    for name in ("router", "no transport"):
-        row = {k: mean(rows, f"about {name}", k) for k in rows[0][f"about {name}"]}
-        print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+        found = [r["accuracy"][name] for r in rows]
+        cells = [f"{np.mean([f[f'{n} objects'] for f in found]):.1%}" for n in OBJECTS]
+        every = [f["all"] for f in found]
+        cells.append(f"{np.mean(every):.1%} ({min(every):.1%} to {max(every):.1%})")
+        cost = np.mean([r["cost"][name] for r in rows])
+        print(f"| {name} | {cost:.1%} | {' | '.join(cells)} |")
+    for seed, row in enumerate(rows):
+        for router in ("router", "no transport"):
+            if router in row:
+                print(f"{router} of seed {seed}: {row[router]}")
 
 
-def router_goals(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
-    about = [r["about router"] for r in rows]
-    off = max(abs(a["share"] / target - 1) for a in about)
-    many = max(abs(a["share of many"] / target - 1) for a in about)
-    hard = max(abs(a["share of hard"] / target - 1) for a in about)
-    return [
-        goal("multiply-adds off the target, held out", 100 * off, 2, unit="%", at_least=False),
-        goal("the same, 3,000 captions", 100 * many, 2, unit="%", at_least=False),
-        goal("the same, 95 % four digits", 100 * hard, 2, unit="%", at_least=False),
-        goal("least entropy of use over ln N", min(a["entropy"] for a in about), 0.8),
-        goal("largest cosine of two codes", max(a["likeness"] for a in about), 0.95,
-             at_least=False),
-        goal("least Spearman of difficulty and cost", min(a["spearman"] for a in about), 0.5),
-    ]  # fmt: skip
+def goals_of(rows: Sequence[dict[str, Any]], target: float) -> list[dict[str, Any]]:
+    found = [r["router"] for r in rows]
 
+    def off(share: str) -> float:
+        return 100 * max(abs(a[share] / target - 1) for a in found)
 
-def goals_of(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
-    singles = [f"{m}, finetuned" for m in STATIC if f"{m}, finetuned" in rows[0]]
-
-    def above(single: str) -> float:
-        """On the seeds that both were measured on."""
-        both = [r for r in rows if single in r]
-        return 100 * (mean(both, "aptp, finetuned") - mean(both, single))
-
-    speed = [r["speed"] for r in rows if "speed" in r]
     goals = [
-        *router_goals(rows, target),
-        *(goal(f"points above {name}", above(name), 0, unit="points")
-          for name in (*singles, "one code, finetuned")),
-    ]  # fmt: skip
-    goals += [
-        *(
-            goal(name, 100 * speed[0][name], 1, unit="%", at_least=False)
-            for name in speed[0] if name.startswith("routing over a step")
-        ),
-        goal("batch of 7 against single calls", speed[0]["batch against single"], 1e-5,
-             at_least=False),
-        *(
-            goal(name, value, 1, at_least=False)
-            for name, value in speed[0].items() if name.startswith("time of a mixed batch")
-        ),
-    ]  # fmt: skip
-    return goals
+        goal("multiply-adds off the target, held out", off("share"), 2, unit="%", at_least=False),
+        goal(f"the same, {MANY:,} captions", off("share of many"), 2, unit="%", at_least=False),
+        goal("the same, 95 % four digits", off("share of hard"), 2, unit="%", at_least=False),
+        goal("least entropy of use over ln N", min(a["entropy"] for a in found), 0.8),
+        goal("largest cosine of two codes", max(a["cosine"] for a in found), 0.95, at_least=False),
+        goal("least Spearman of difficulty and cost", min(a["spearman"] for a in found), 0.5),
+    ]
+    names = [n for n in rows[0]["accuracy"] if n != "routed"]
+    for name in names if "routed" in rows[0]["accuracy"] else ():
+        both = [r["accuracy"] for r in rows if name in r["accuracy"]]
+        above = float(np.mean([100 * (r["routed"]["all"] - r[name]["all"]) for r in both]))
+        goals.append(goal(f"points above {name}", above, 0, unit="points"))
+    return goals + speed_goals(rows[0].get("speed", {}))
 
 
-def report_routers(rows: list[dict[str, Any]], options: Any) -> None:
-    about = {f"seed {i}": r["about router"] for i, r in enumerate(rows)}
-    for name, row in about.items():
-        print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
-    report(
-        "aptp_routers", options, seeds=list(range(options.seeds)), rows=about,
-        goals=router_goals(rows, options.target), training=options.training, target=options.target,
-    )  # fmt: skip
+def speed_goals(speed: dict[str, float]) -> list[dict[str, Any]]:
+    found = []
+    for name, value in speed.items():
+        if name.startswith("routing"):
+            found.append(goal(name, 100 * value, 1, unit="%", at_least=False))
+        elif name.startswith("time"):
+            found.append(goal(name, value, 1, at_least=False))
+        else:
+            found.append(goal(f"{name} x 1e5", 1e5 * value, 1, at_least=False))
+    return found
+
+
+def measured(options: Any) -> list[dict[str, Any]]:
+    """Everything of all seeds; of the first one, routing without transport and speed too."""
+    every = [Seed(int(seed), options) for seed in options.seeds.split(",")]
+    for s in every:
+        if "router" not in s.row:
+            s.keep("router", about(s, s.owner.router))
+        for name in filter(None, options.rows.split(",")):
+            measure(s, name)
+    first = every[0]
+    if options.rows and not options.validate:
+        if "no transport" not in first.row:
+            first.keep("no transport", about(first, first.router(transport=False)))
+        if "speed" not in first.row:
+            first.keep("speed", speed_of(first.pipe, texts(first.wanted), GUIDANCE))
+    return [s.row for s in every]
+
+
+def add_options(made: Any) -> None:
+    made.add_argument("--seeds", default="0,1,2", help="Which, with commas.")
+    made.add_argument("--target", type=float, default=0.34, help="Share of the multiply-adds.")
+    made.add_argument("--experts", type=int, default=3)
+    made.add_argument("--grade", type=float, default=2.0, help="As in AptpConfig.")
+    made.add_argument("--recut", default="fisher", help="As in AptpConfig; no: as learnt.")
+    made.add_argument("--need", type=float, default=0.7, help="As in AptpConfig; 0: the target.")
+    made.add_argument("--directions", type=int, default=1, help="As in AptpConfig; 0: all.")
+    made.add_argument("--bundle", type=int, default=192, help="As in AptpConfig.")
+    made.add_argument("--common", type=float, default=0.5, help="Share of updates made together.")
+    made.add_argument("--larger", action="store_true", help="Experts learn from larger ones', too.")
+    made.add_argument("--validate", action="store_true", help="Judge by training captions.")
+    made.add_argument("--rows", default=",".join(ROWS), help="What draws; none: routers alone.")
+    made.add_argument("--steps", type=int, default=2, help="Of the router's training.")
+    made.add_argument("--training", type=int, default=480, help="Training captions of each seed.")
+    made.add_argument("--captions", type=int, default=120, help="Held out, of each seed.")
+    made.add_argument("--updates", type=int, default=120, help="Of each network; 0: as cut.")
+    made.add_argument("--batch", type=int, default=16, help="Captions of an update.")
+    made.add_argument("--rate", type=float, default=1e-3, help="Learning rate at its peak.")
+    made.add_argument("--masks", type=Path, help="Folder of EcoDiff's masks.")
+    made.add_argument("--work", type=Path, default=Path("runs/aptp"))
 
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--captions", type=int, default=150, help="Held out, of each seed.")
-    made.add_argument("--training", type=int, default=300, help="Training captions of each seed.")
-    made.add_argument("--target", type=float, default=0.5, help="Share of the cost that stays.")
-    made.add_argument("--updates", type=int, default=120, help="Of finetuning, 8 captions each.")
-    made.add_argument("--singles", default=",".join(STATIC), help="Single networks to prune.")
-    made.add_argument("--work", type=Path, default=Path("runs/aptp"), help="What is finished.")
-    made.add_argument("--routers", action="store_true", help="Their figures alone; draw nothing.")
+    add_options(made)
     options = made.parse_args()
     torch.set_num_threads(1)
     if options.quick:
-        options.seeds, options.work = 1, options.work / f"quick{time.time():.0f}"
-    seeds = [Seed(seed, options) for seed in range(options.seeds)]
-    for s in seeds:
-        measure_router(s, "about router")
-    if options.routers:
-        report_routers([s.rows for s in seeds], options)
-        return
-    for s in seeds:
-        measure_quality(s)
-        for method in s.singles:
-            measure_single(s, method)
-    first = seeds[0]
-    measure_router(first, "about no transport", transport=False)
-    measure_speed(first)
-    rows = [s.rows for s in seeds]
+        options.seeds, options.steps, options.training, options.captions = "0", 2, 24, 12
+        options.updates, options.batch, options.work = 4, 4, options.work / f"{time.time():.0f}"
+        options.rows = f"routed,magnitude,magnitude{LONG}"  # learning masks takes minutes
+    rows = measured(options)
     show(rows)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    asked = {k: v for k, v in vars(options).items() if k not in ("quick", "json", "seeds", "rows")}
     report(
-        "aptp", options, seeds=list(range(options.seeds)), goals=goals_of(rows, options.target),
-        rows={f"seed {i}": r for i, r in enumerate(rows)}, captions=options.captions,
-        training=options.training, updates=options.updates, target=options.target,
+        f"aptp_{options.target:g}{kind_of_run(options)}{'' if options.rows else '_routers'}",
+        options, seeds=seeds,
+        goals=goals_of(rows, options.target),
+        rows={f"seed {i}": r for i, r in zip(seeds, rows, strict=True)},
+        **{k: v for k, v in asked.items() if not isinstance(v, Path)},
     )  # fmt: skip
 
 

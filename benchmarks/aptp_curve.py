@@ -3,7 +3,7 @@
     python benchmarks/aptp_curve.py [--quick] [--json] [--sizes .3,.34,.41] [--updates 120]
 
 Single networks of several sizes, as `--start graded` cuts them, each of `--updates` as in
-aptp_small.py: from all captions, also three times as long, and from one kind of captions alone or
+aptp.py: from all captions, also three times as long, and from one kind of captions alone or
 with those of more digits. So one sees where a router can gain: by networks that learn from fewer
 kinds of captions, or by sizes, where a network that has learnt enough still fails. Judged by
 captions of the training side that no network learnt from.
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from _digits import Classifier, Scene, correct
 from _report import parser, report
-from aptp import GUIDANCE, MODEL, OBJECTS, STEPS, captions_of, texts
-from aptp_small import EVEN, Bank, learn
+from _routing import EVEN, GUIDANCE, MODEL, OBJECTS, STEPS, captions_of, texts
+from _routing_bank import Bank, Course
 from torch import Tensor, nn
 
 import compress3g.diffusion as cd
@@ -61,7 +61,7 @@ class Curve:
         others = captions_of(40 * options.captions, 101, held_out=False, shares=EVEN)
         self.wanted = {n: [s for s in others if of(s) == n and kept_apart(s)] for n in OBJECTS}
         self.wanted = {n: w[: options.captions] for n, w in self.wanted.items()}
-        self.bank = Bank.of(self.pipe, texts(self.training), 0)
+        self.bank = Bank.of(self.pipe, texts(self.training), 0, STEPS, GUIDANCE)
         self.space = self._space()
 
     def _space(self) -> Space:
@@ -106,7 +106,8 @@ def measured(curve: Curve, options: Any, file: Path) -> dict[str, Any]:
                 continue
             network, share = curve.network(float(size))
             updates = options.updates * (LONG if "long" in lessons else 1)
-            learn(network, curve.bank, curve.rows(kinds), options, updates=updates, seed=50)
+            course = Course(updates=updates, batch=options.batch, rate=options.rate, seed=50)
+            course.take(network, curve.bank, curve.rows(kinds))
             rows[name] = {"share": share, **curve.accuracy(network, judged)}
             write_json(file, rows)
             print(name, rows[name], flush=True)
