@@ -6,23 +6,30 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from _small_pictures import DataSet
 
 
 def earlier(file: Path | None, chosen, data_set: DataSet, name: str) -> dict[str, Any]:
-    """Rows of a results file; leaves with one line where it was measured with other settings."""
+    """Rows of a results file; leaves with one line where it is none, or has other settings."""
     if file is None:
         return {}
-    found = json.loads(file.read_text())
+    try:
+        found = json.loads(file.read_text())
+        theirs = found["name"], found["steps"], found.get("pictures"), tuple(found["layers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        _leave(f"--earlier {file} is no results file of this benchmark")
     size = chosen.pictures or data_set.fine.batch
-    theirs = found["name"], found["steps"], found.get("pictures"), tuple(found["layers"])
     if theirs != (name, chosen.steps, size, data_set.layers):
-        print(f"--earlier {file} was measured with other settings: {theirs}", file=sys.stderr)
-        raise SystemExit(2)
+        _leave(f"--earlier {file} was measured with other settings: {theirs}")
     return found["rows"]
+
+
+def _leave(why: str) -> NoReturn:
+    print(why, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def outdated(rows: Mapping[str, Any]) -> list[str]:

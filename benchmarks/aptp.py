@@ -49,6 +49,7 @@ import compress3g.diffusion as cd
 from compress3g.diffusion.aptp import AptpPipeline, Router
 from compress3g.diffusion.aptp.experts import expert_of
 from compress3g.diffusion.aptp.finetune import as_parts, lessons_of
+from compress3g.errors import Compress3GError
 
 LONG = " as long as all experts"
 ROWS = ("routed", "magnitude", "ecodiff", "one code", "magnitude" + LONG, "one code" + LONG)
@@ -130,10 +131,10 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         cells.append(f"{np.mean(every):.1%} ({min(every):.1%} to {max(every):.1%})")
         cost = np.mean([r["cost"][name] for r in rows])
         print(f"| {name} | {cost:.1%} | {' | '.join(cells)} |")
-    for seed, row in enumerate(rows):
+    for row in rows:
         for router in ("router", "no transport"):
             if router in row:
-                print(f"{router} of seed {seed}: {row[router]}")
+                print(f"{router}: {row[router]}")
 
 
 def goals_of(rows: Sequence[dict[str, Any]], target: float) -> list[dict[str, Any]]:
@@ -210,16 +211,32 @@ def add_options(made: Any) -> None:
     made.add_argument("--work", type=Path, default=Path("runs/aptp"))
 
 
+def wrong(options: Any) -> str:
+    """What of the options nothing can be measured with, or ""."""
+    if strangers := [n for n in options.rows.split(",") if n and n not in ROWS]:
+        return f"--rows {strangers[0]!r} is unknown: choose from {', '.join(ROWS)}"
+    if not all(seed.isdecimal() for seed in options.seeds.split(",")):
+        return f"--seeds {options.seeds!r}: give whole numbers with commas"
+    if options.masks is not None and not options.masks.is_dir():
+        return f"--masks {options.masks} is no folder"
+    return ""
+
+
 def main() -> None:
     made = parser(__doc__)
     add_options(made)
     options = made.parse_args()
+    if said := wrong(options):
+        made.error(said)
     torch.set_num_threads(1)
     if options.quick:
         options.seeds, options.steps, options.training, options.captions = "0", 2, 24, 12
         options.updates, options.batch, options.work = 4, 4, options.work / f"{time.time():.0f}"
         options.rows = f"routed,magnitude,magnitude{LONG}"  # learning masks takes minutes
-    rows = measured(options)
+    try:
+        rows = measured(options)
+    except Compress3GError as error:
+        made.error(str(error))
     show(rows)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     asked = {k: v for k, v in vars(options).items() if k not in ("quick", "json", "seeds", "rows")}

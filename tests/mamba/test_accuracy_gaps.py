@@ -75,6 +75,13 @@ def test_a_run_goes_on_from_earlier_results_of_the_same_settings(tmp_path, capsy
     with pytest.raises(SystemExit, match="2"):
         mamba_accuracy.earlier(file, chosen, data_set, "some")
     assert capsys.readouterr().err.count("\n") == 1
+    for text in ('{"name": "so', "[]", "{}"):  # truncated, or something else
+        file.write_text(text)
+        with pytest.raises(SystemExit, match="2"):
+            mamba_accuracy.earlier(file, chosen, data_set, "some")
+    with pytest.raises(SystemExit, match="2"):
+        mamba_accuracy.earlier(tmp_path / "nowhere", chosen, data_set, "some")
+    assert capsys.readouterr().err.count("is no results file") == 4
 
 
 def test_a_gap_of_fewer_seeds_than_its_rows_have_is_outdated():
