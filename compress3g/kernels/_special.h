@@ -19,6 +19,34 @@ INLINE TARGET V NAME(choose)(NAME(ints) mask, V a, V b)
     return (V)((mask & (NAME(ints))a) | (~mask & (NAME(ints))b));
 }
 
+/* x between `low` and `high`; NaN stays (the instructions give their second operand then). */
+INLINE TARGET V NAME(between)(V low, V high, V x)
+{
+#if COMPRESS3G_X86 && VECTOR == 8
+    return (V)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)x));
+#elif COMPRESS3G_X86 && VECTOR == 4
+    return (V)_mm_min_ps((__m128)high, _mm_max_ps((__m128)low, (__m128)x));
+#else
+    x = NAME(choose)(x < low, low, x);
+    return NAME(choose)(x > high, high, x);
+#endif
+}
+
+#if VECTOR < 16
+#define MAGIC ((V){0} + 12582912.0f) /* x + MAGIC: the integer next to x in the last bits */
+
+/* 2^(k + f), where t = k + MAGIC, |f| <= 1/2. */
+INLINE TARGET V NAME(exp2_of_parts)(V t, V f)
+{
+    V p = 0x1.5bba14p-10f * f + 0x1.3cea88p-7f;
+    p = p * f + 0x1.c6b752p-5f;
+    p = p * f + 0x1.ebf9bcp-3f;
+    p = p * f + 0x1.62e42ap-1f;
+    p = p * f + 1.0f;
+    return (V)((NAME(ints))p + ((NAME(ints))t << 23));
+}
+#endif
+
 INLINE TARGET V NAME(exp2)(V x)
 {
 #if VECTOR == 16
@@ -30,17 +58,41 @@ INLINE TARGET V NAME(exp2)(V x)
     p = p * f + 1.0f;
     return (V)_mm512_scalef_ps((__m512)p, (__m512)x); /* p 2^floor(x) */
 #else
-    /* Comparisons so that NaN passes; out of range, 0 and infinity become 1e-38 and 2e38. */
-    const V low = (V){0} - 126.0f, high = (V){0} + 127.4999f, magic = (V){0} + 12582912.0f;
-    x = NAME(choose)(x < low, low, x);
-    x = NAME(choose)(x > high, high, x);
-    const V t = x + magic, f = x - (t - magic);
-    V p = 0x1.5bba14p-10f * f + 0x1.3cea88p-7f;
-    p = p * f + 0x1.c6b752p-5f;
-    p = p * f + 0x1.ebf9bcp-3f;
-    p = p * f + 0x1.62e42ap-1f;
-    p = p * f + 1.0f;
-    return (V)((NAME(ints))p + ((NAME(ints))t << 23));
+    /* Out of range, 0 and infinity become 1e-38 and 2e38; NaN passes. */
+    x = NAME(between)((V){0} - 126.0f, (V){0} + 127.4999f, x);
+    const V t = x + MAGIC;
+    return NAME(exp2_of_parts)(t, x - (t - MAGIC));
+#endif
+}
+
+/* 2^(a b); `within`: known that no |a b| is above 126. The same bits either way. */
+INLINE TARGET V NAME(exp2_of_product)(V a, V b, const int within)
+{
+#if VECTOR == 16
+    (void)within;
+    return NAME(exp2)(a * b);
+#else
+    V t = a * b + MAGIC;
+    if (!within) t = NAME(between)(MAGIC - 126.0f, MAGIC + 127.0f, t);
+    V f = a * b - (t - MAGIC);
+    if (!within) f = NAME(between)((V){0} - 0.5f, (V){0} + 0.5f, f);
+    return NAME(exp2_of_parts)(t, f);
+#endif
+}
+#undef MAGIC
+
+/* Whether every lane of |a| times b >= 0 is at most 126, or NaN. */
+INLINE TARGET int NAME(within)(V a, V b)
+{
+    const NAME(ints) beyond = (a * b > (V){0} + 126.0f) | (a * b < (V){0} - 126.0f);
+#if COMPRESS3G_X86 && VECTOR == 8
+    return !_mm256_movemask_ps((__m256)beyond);
+#elif COMPRESS3G_X86 && VECTOR == 4
+    return !_mm_movemask_ps((__m128)beyond);
+#else
+    int any = 0;
+    for (int i = 0; i < VECTOR; i++) any |= beyond[i];
+    return !any;
 #endif
 }
 

@@ -271,6 +271,19 @@ def test_large_steps_forget_and_never_overflow(scanning, scan_body):
         _near(grads[name], truth[name], 1e-4)
 
 
+def test_a_channel_out_of_range_changes_no_bit_of_its_neighbours(scanning, scan_body):
+    data = _data(1, 40, 17, 16)
+    with scanning(scan_body):
+        alone = _scan(data)
+        for size in (1e6, float("nan")):
+            data["delta"][:, 3::9, 5] = size
+            found = _scan(data)
+            others = torch.arange(17) != 5
+            assert torch.equal(found[..., others], alone[..., others])
+            assert found[:, :3, 5].equal(alone[:, :3, 5])
+            assert torch.isfinite(found).all() == (size == 1e6)
+
+
 def test_shapes_and_options_that_do_not_fit_are_refused_in_one_line():
     data = _data(2, 5, 4, 3)
     bad = {

@@ -11,6 +11,7 @@
 #define SELECTIVE_SCAN_TYPES
 #define MOST_STATES 256
 #define KEPT 65536    /* floats of states in the scratch */
+#define AHEAD 16
 #define MOST_STEPS 512 /* between two states that are remembered for the whole sequence */
 
 typedef struct {
@@ -75,10 +76,9 @@ INLINE TARGET V NAME(row)(const Rows *rows, const NAME(Strip) *strip, i64 time)
                       strip->width);
 }
 
-/* Axis position of step k; after the last step, that of the last one again. */
+/* Axis position of step k. */
 INLINE i64 NAME(when)(const Scan *s, i64 k)
 {
-    k = k < s->steps ? k : s->steps - 1;
     return s->reverse ? s->steps - 1 - k : k;
 }
 
@@ -117,6 +117,7 @@ INLINE TARGET NAME(Step) NAME(step)(const NAME(Strip) *strip, i64 time, V previo
     const Scan *s = strip->s;
     NAME(Step) now;
     now.u = NAME(row)(&s->u, strip, time);
+    if (!backward) now.slope = (V){0};
     now.delta = NAME(size)(strip, time, backward ? &now.slope : 0);
     now.gap = strip->gap ? (V){0} + (float)strip->gap[time] : (V){0};
     now.total = now.delta;
@@ -125,6 +126,17 @@ INLINE TARGET NAME(Step) NAME(step)(const NAME(Strip) *strip, i64 time, V previo
     else if (s->mode == GIVEN) now.total = now.delta + NAME(row)(&s->hole, strip, time);
     else if (s->mode != NO_GAP) now.total = now.gap * strip->constant + now.delta;
     return now;
+}
+
+/* The next AHEAD steps, before `to`, in one go: one alone takes longer than all states of a step. */
+INLINE TARGET V NAME(look_ahead)(const NAME(Strip) *strip, i64 k, i64 to, V previous,
+                                 NAME(Step) *ahead, int backward)
+{
+    for (i64 i = 0; i < AHEAD && k + i < to; i++) {
+        ahead[i] = NAME(step)(strip, NAME(when)(strip->s, k + i), previous, backward);
+        previous = ahead[i].delta;
+    }
+    return previous;
 }
 
 /* [e][n] of the strip to [n][VECTOR] times `scale`, and back. */
@@ -153,6 +165,48 @@ INLINE TARGET void NAME(state_at_start)(const NAME(Strip) *strip, i64 states, V 
         memset(h, 0, sizeof(V) * states);
 }
 
+/* The largest |A| of each channel: how far a step may reach before exp2 has to look at its range. */
+INLINE TARGET V NAME(steepest)(const V *A, i64 states)
+{
+    V most = {0};
+    for (i64 n = 0; n < states; n++) {
+        const V size = NAME(choose)(A[n] < (V){0}, -A[n], A[n]);
+        most = NAME(choose)(most < size, size, most);
+    }
+    return most;
+}
+
+/* One state over one step: h, and C h onto y. The backward pass keeps what it was, and exp(...). */
+#define ADVANCE(n, sum, within)                                                                    \
+    do {                                                                                           \
+        const V factor = NAME(exp2_of_product)(total, A[n], within);                               \
+        if (before) before[n] = h[n], decay[n] = factor;                                           \
+        h[n] = factor * h[n] + drive * B[n];                                                       \
+        sum += h[n] * C[n];                                                                        \
+    } while (0)
+
+/* y: two sums, of even and of odd states, which the caller adds up. */
+INLINE TARGET void NAME(advance)(V *h, V *y, const V *A, V steepest, const NAME(Step) *now,
+                                 const float *B, const float *C, V *before, V *decay,
+                                 const i64 states)
+{
+    const V total = now->total, drive = now->delta * now->u;
+#if VECTOR < 16
+    if (!NAME(within)(total, steepest)) { /* rare, and kept small: registers are for the other loop */
+#pragma GCC unroll 1
+        for (i64 n = 0; n < states; n++) {
+            ADVANCE(n, y[0], 0);
+            const V other = y[1];
+            y[1] = y[0], y[0] = other;
+        }
+        return;
+    }
+#endif
+#pragma GCC unroll 16
+    for (i64 n = 0; n < states; n++) ADVANCE(n, y[n % 2], 1);
+}
+#undef ADVANCE
+
 /* `states` is a constant wherever this is inlined for a common number of them. */
 INLINE TARGET void NAME(forward_strip)(const Scan *s, i64 batch, i64 number, const i64 states)
 {
@@ -160,24 +214,19 @@ INLINE TARGET void NAME(forward_strip)(const Scan *s, i64 batch, i64 number, con
     V A[MOST_STATES], ends[MOST_STATES], h[MOST_STATES];
     NAME(turn)(s->A + strip.channel * states, states, strip.width, LOG2E, A);
     NAME(state_at_start)(&strip, states, ends);
+    const V steepest = NAME(steepest)(A, states);
 #pragma GCC unroll 16
     for (i64 n = 0; n < states; n++) h[n] = ends[n]; /* only ever indexed by constants: registers */
-    /* The size of the next step takes long: it is begun before the states of this one. */
-    NAME(Step) next = {{0}};
-    if (s->steps) next = NAME(step)(&strip, NAME(when)(s, 0), (V){0}, 0);
+    NAME(Step) ahead[AHEAD];
+    V previous = {0};
     for (i64 k = 0; k < s->steps; k++) {
+        if (k % AHEAD == 0) previous = NAME(look_ahead)(&strip, k, s->steps, previous, ahead, 0);
         const i64 time = NAME(when)(s, k), at = (batch * s->steps + time) * s->channels;
-        const NAME(Step) now = next;
-        next = NAME(step)(&strip, NAME(when)(s, k + 1), now.delta, 0);
+        const NAME(Step) *now = ahead + k % AHEAD;
         const float *B = strip.B + time * s->B.step, *C = strip.C + time * s->C.step;
-        const V drive = now.delta * now.u;
-        V y[4] = {strip.D * now.u, {0}, {0}, {0}};
-#pragma GCC unroll 16
-        for (i64 n = 0; n < states; n++) {
-            h[n] = NAME(exp2)(now.total * A[n]) * h[n] + drive * B[n];
-            y[n % 4] += h[n] * C[n];
-        }
-        const V sum = (y[0] + y[1]) + (y[2] + y[3]);
+        V y[2] = {strip.D * now->u, {0}};
+        NAME(advance)(h, y, A, steepest, now, B, C, 0, 0, states);
+        const V sum = y[0] + y[1];
         if (s->ungated) NAME(store)(s->ungated + at + strip.channel, sum, strip.width);
         if (s->z.data) {
             const V z = NAME(row)(&s->z, &strip, time);
@@ -281,28 +330,19 @@ INLINE TARGET void NAME(replay)(const NAME(Strip) *strip, const Gradient *g, con
 {
     const Scan *s = strip->s;
     V *before = block->before, *decay = block->decay, h[MOST_STATES];
+    const V steepest = NAME(steepest)(A, states);
 #pragma GCC unroll 16
     for (i64 n = 0; n < states; n++) h[n] = ends[n];
-    NAME(Step) next = NAME(step)(strip, NAME(when)(s, from), *previous, 1);
+    NAME(Step) ahead[AHEAD];
     for (i64 k = from; k < to; k++, before += states, decay += states) {
-        const i64 time = NAME(when)(s, k);
-        const NAME(Step) now = next;
-        next = NAME(step)(strip, NAME(when)(s, k + 1), now.delta, 1);
+        const i64 time = NAME(when)(s, k), at = (k - from) % AHEAD;
+        if (at == 0) *previous = NAME(look_ahead)(strip, k, to, *previous, ahead, 1);
         const float *B = strip->B + time * s->B.step, *C = strip->C + time * s->C.step;
-        const V drive = now.delta * now.u;
-        V y = strip->D * now.u;
-#pragma GCC unroll 16
-        for (i64 n = 0; n < states; n++) {
-            const V factor = NAME(exp2)(now.total * A[n]);
-            before[n] = h[n];
-            decay[n] = factor;
-            h[n] = factor * h[n] + drive * B[n];
-            y += h[n] * C[n];
-        }
-        *previous = now.delta;
+        V y[2] = {strip->D * ahead[at].u, {0}};
+        NAME(advance)(h, y, A, steepest, ahead + at, B, C, before, decay, states);
         if (!last) continue; /* only for the state at the end */
-        block->steps[k - from] = now;
-        block->above[k - from] = NAME(above)(strip, g, time, y);
+        block->steps[k - from] = ahead[at];
+        block->above[k - from] = NAME(above)(strip, g, time, y[0] + y[1]);
     }
 #pragma GCC unroll 16
     for (i64 n = 0; n < states; n++) before[n] = ends[n] = h[n];
