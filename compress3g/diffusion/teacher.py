@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,12 @@ def _add(state: Any, value: Any) -> None:
 def fingerprint(model: nn.Module) -> str:
     """Names, shapes, types and evenly spread numbers of all weights: a whole hash takes minutes.
 
-    The same wherever the model's folder lies, and whatever version of diffusers wrote it.
+    The same wherever the model's folder lies, and whatever version of diffusers wrote it. Of a text
+    encoder the weights alone count: its configuration names the version of transformers.
     """
-    config = {k: v for k, v in dict(getattr(model, "config", {})).items() if k[:1] != "_"}
+    config = getattr(model, "config", {})
+    config = config if isinstance(config, Mapping) else {}
+    config = {k: v for k, v in config.items() if k[:1] != "_"}
     state = hashlib.sha256(json.dumps(config, default=repr).encode())
     for name, p in model.named_parameters():
         flat = p.detach().reshape(-1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...engine.checkpoint import load_tensors, save_tensors
@@ -163,10 +163,7 @@ def _made(
     seed: int,
     file: Path | None,
 ) -> Tensor:
-    model = fingerprint(denoiser_of(pipe)[1])
-    scheduler = type(pipe.scheduler).__name__
-    text = json.dumps([model, list(prompts), steps, guidance, seed, scheduler])
-    asked = hashlib.sha256(text.encode()).hexdigest()
+    asked = _asked(pipe, prompts, steps, guidance, seed) if file is not None else ""
     if file is not None and file.exists():
         tensors, about = load_tensors(file)
         if about.get("asked") != asked:
@@ -184,6 +181,15 @@ def _made(
     if file is not None:
         save_tensors(file, {"latents": latents}, {"asked": asked})
     return latents
+
+
+def _asked(pipe: Any, prompts: Sequence[str], steps: int, guidance: float | None, seed: int) -> str:
+    """What decides the latents: denoiser, text encoders and scheduler, all that they are told."""
+    parts = sorted(pipe.components.items())
+    models = [fingerprint(m) for name, m in parts if isinstance(m, nn.Module) and name != "vae"]
+    scheduler = [type(pipe.scheduler).__name__, dict(pipe.scheduler.config)]
+    text = json.dumps([models, scheduler, list(prompts), steps, guidance, seed], default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _arguments(pipe: Any, prompts: Sequence[str], steps: int) -> tuple[dict[str, Any], int]:

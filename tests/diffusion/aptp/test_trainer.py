@@ -19,6 +19,7 @@ from compress3g.diffusion.aptp.trainer import _Training, train_router
 from compress3g.engine.checkpoint import load_tensors
 from compress3g.errors import BudgetError, ConfigError, FormatError
 
+from ..tiny import captions
 from .conftest import CONFIG, PROMPTS
 
 
@@ -160,6 +161,20 @@ def test_cached_latents_of_other_prompts_are_refused(pipe, tmp_path):
         Corpus.of(pipe, PROMPTS[1:3], steps=3, cache=tmp_path / "latents")
     other = copy.copy(pipe)
     other.register_modules(unet=scaled(pipe.unet))
+    with pytest.raises(FormatError, match="another model"):
+        Corpus.of(other, PROMPTS[:2], steps=3, cache=tmp_path / "latents")
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "scheduler"])
+def test_cached_latents_of_another_text_encoder_or_scheduler_are_refused(tmp_path, part):
+    pipe = captions()
+    Corpus.of(pipe, PROMPTS[:2], steps=3, cache=tmp_path / "latents")
+    if part == "scheduler":
+        changed = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_end=0.03)
+    else:
+        changed = scaled(pipe.text_encoder)
+    other = copy.copy(pipe)
+    other.register_modules(**{part: changed})
     with pytest.raises(FormatError, match="another model"):
         Corpus.of(other, PROMPTS[:2], steps=3, cache=tmp_path / "latents")
 
