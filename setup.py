@@ -2,7 +2,10 @@
 
 from glob import glob
 
+from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
+
+ParallelCompile().install()  # all sources at once: two of them take most of the time
 
 setup(
     ext_modules=[
