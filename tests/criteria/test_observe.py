@@ -162,7 +162,7 @@ def test_two_processes_find_what_one_finds_and_agree_to_the_bit(tmp_path):
         subprocess.Popen([*command, str(rank), str(tmp_path), *names], cwd=root)
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert [process.wait(timeout=240) for process in started] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name in names:
         alone = scores_of(name, decoder(4), joined(samples(20), 4))

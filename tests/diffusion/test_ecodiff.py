@@ -387,7 +387,7 @@ def test_two_processes_learn_what_one_does(tmp_path, monkeypatch):
             ours = learn()
         finally:
             torch.distributed.destroy_process_group()
-        assert other.wait(timeout=120) == 0
+        assert other.wait(timeout=240) == 0
     theirs = Learned.load(tmp_path / "masks")
     assert same(ours.logits, theirs.logits)
     assert ours.history == theirs.history

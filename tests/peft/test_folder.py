@@ -258,7 +258,7 @@ def test_two_processes_make_the_same_plan(tmp_path, monkeypatch):
     both = [context.Process(target=_rank, args=(i, tmp_path, queue)) for i in range(2)]
     for process in both:
         process.start()
-    digests = dict(queue.get(timeout=120) for _ in both)
+    digests = dict(queue.get(timeout=240) for _ in both)
     for process in both:
         process.join()
     assert digests[0] == digests[1]
