@@ -21,6 +21,11 @@ PUBLISHED: dict[str, Any] = {"criterion": "l1_mask", "rate_after_cut": 1.0}
 CUT: dict[str, LightPeftConfig] = {
     "defaults": LightPeftConfig(refit=True),
     "defaults, random": LightPeftConfig(refit=True, attn_scope="global", criterion="random"),
+    # Every adapter lives, with a quarter of its ranks.
+    "defaults, ranks alone": LightPeftConfig(refit=True, module_ratio=0, rank_ratio=0.75),
+    "defaults, random, ranks alone": LightPeftConfig(
+        refit=True, criterion="random", attn_scope="global", module_ratio=0, rank_ratio=0.75
+    ),
     "ours": by_layer(),
     "ours, refit": by_layer(refit=True),
     "random, refit": by_layer(refit=True, criterion="random"),
