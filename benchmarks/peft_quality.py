@@ -304,7 +304,24 @@ def options_of() -> Any:
     made.add_argument(
         "--eager", action="store_true", help="On CUDA: no recorded steps, kernel after kernel."
     )
-    return made.parse_args()
+    options = made.parse_args()
+    if said := wrong(options):
+        made.error(said)
+    return options
+
+
+def wrong(options: Any) -> str:
+    """What of the options nothing can be measured with, or ""."""
+    least = {"seeds": 1, "seed": 0, "epochs": 1, "look": 1, "rows": 1}
+    for name, smallest in least.items():
+        given = getattr(options, name)
+        if given is not None and given < smallest:
+            return f"--{name} {given}: give at least {smallest}"
+    asked = {"methods": {**CUT, **PLAIN}, "cuts": {**AT_CUT, **AT_CUT_SMOLLM2}}
+    for name, known in asked.items():
+        for stranger in {*(getattr(options, name) or "").split("/")} - {"", *known}:
+            return f"--{name} {stranger!r} is unknown: choose from {' / '.join(known)}"
+    return ""
 
 
 def place_of(options: Any) -> Place:
@@ -351,6 +368,9 @@ def main() -> None:
         kept = replace(task, test=some)
         found = {str(seed): right_after(kind, kept, seed, work) for seed in seeds}
         results["right after the cut"] = found
+    if not any(results.values()):
+        print("nothing was measured: no results file is written")
+        return
     cuda = place.device.type == "cuda"
     report(
         name_of(options, place),

@@ -11,7 +11,7 @@
 #define SELECTIVE_SCAN_TYPES
 #define MOST_STATES 256
 #define KEPT 65536    /* floats of states in the scratch */
-#define AHEAD 16
+#define AHEAD 16      /* steps whose sizes are worked out at once */
 #define MOST_STEPS 512 /* between two states that are remembered for the whole sequence */
 
 typedef struct {
