@@ -317,7 +317,10 @@ def wrong(options: Any) -> str:
         given = getattr(options, name)
         if given is not None and given < smallest:
             return f"--{name} {given}: give at least {smallest}"
-    asked = {"methods": {**CUT, **PLAIN}, "cuts": {**AT_CUT, **AT_CUT_SMOLLM2}}
+    asked: dict[str, dict[str, Any]] = {
+        "methods": {**CUT, **PLAIN},
+        "cuts": {**AT_CUT, **AT_CUT_SMOLLM2},
+    }
     for name, known in asked.items():
         for stranger in {*(getattr(options, name) or "").split("/")} - {"", *known}:
             return f"--{name} {stranger!r} is unknown: choose from {' / '.join(known)}"
