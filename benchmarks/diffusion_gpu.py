@@ -134,14 +134,17 @@ def gradients(quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--seconds", type=float, default=5.0, help="Per speed (default 5).")
+    options = options_of.parse_args()
     if not torch.cuda.is_available():
         print("skipped: no CUDA device is visible to torch")
         options.quick = True  # nothing to keep
         report("diffusion_gpu", options, seeds=[0], goals=[], rows={})
         return
     denoisers = {"Stable Diffusion 2.1": unet, "SD 3 medium": transformer}
-    rows, goals = speeds(denoisers, seconds=1.0 if options.quick else 5.0, device="cuda")
+    seconds = 1.0 if options.quick else options.seconds
+    rows, goals = speeds(denoisers, seconds=seconds, device="cuda")
     print()
     of = gradients(options.quick)
     grown = of["rollout/50"]["GiB"] / of["rollout/10"]["GiB"]

@@ -276,11 +276,13 @@ def whole_model(pairs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--seconds", type=float, default=5.0, help="Per ratio (default 5).")
+    options = options_of.parse_args()
     torch.set_num_threads(1)
     if _library.status() is not None:
         raise SystemExit(f"nothing to measure: CPU kernels are {_library.status()}")
-    seconds = 0.6 if options.quick else 5.0
+    seconds = 0.6 if options.quick else options.seconds
     print(f"{'':58}{'ours':>9}{'peer':>10}   {'ratio':>9}")
     rows = with_fresh_pages(seconds, 1 if options.quick else 3)
     kept = keep_freed_memory()

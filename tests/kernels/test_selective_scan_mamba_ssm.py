@@ -128,6 +128,13 @@ def test_a_broken_package_is_a_reason_and_the_next_backend_serves(monkeypatch, e
     assert reasons["chunked"] is None
 
 
+def test_a_package_without_its_compiled_scan_says_how_to_get_it(stand_in):
+    sys.modules[INTERFACE].selective_scan_cuda = None
+    assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in str(mamba_ssm.usable())
+    reasons = {c.name: c.reason for c in registry.candidates("selective_scan", "cuda")}
+    assert reasons["mamba_ssm"] == mamba_ssm.usable()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(mamba_ssm.usable() is not None, reason="needs mamba_ssm")
 @pytest.mark.parametrize("reverse", [False, True])

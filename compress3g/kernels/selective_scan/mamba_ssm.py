@@ -26,9 +26,16 @@ from ._inputs import Inputs, Outputs
 def _library() -> tuple[Any, str | None]:
     # Built for another torch or without CUDA it fails with whatever its loader raises.
     try:
-        return importlib.import_module("mamba_ssm.ops.selective_scan_interface"), None
+        found = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
     except Exception as error:
         return None, " ".join(str(error).split()) or type(error).__name__
+    # Since 2.3 it installs without its compiled scan unless told to, and says so at the first call.
+    if getattr(found, "selective_scan_cuda", found) is None:
+        return None, (
+            "mamba_ssm was installed without its CUDA scan: MAMBA_KEEP_CUDA_BUILD=TRUE "
+            "pip install --force-reinstall --no-deps --no-build-isolation mamba-ssm"
+        )
+    return found, None
 
 
 def usable() -> str | None:

@@ -1,0 +1,208 @@
+"""Selective scan in Triton on a GPU against torch and mamba_ssm, and what fewer tokens win there.
+
+    python benchmarks/mamba_gpu.py [--quick] [--json] [--batch 64]
+
+Shapes of Vim-S at 224 pixels: 197 tokens, 768 channels, 16 states, float32, with softplus, skip and
+gate. Results are compared first; ratios are medians of neighbouring runs in the device's events
+with their 95 % intervals. Peers: this package's two torch forms (chunked, looped), mamba_ssm's
+kernel as the package calls it and as its own users do, where it is installed; for the convolution
+torch's. Then Vim-T and Vim-S as a whole, random weights: with the kernels against the fastest torch
+form, and dense against tokens pruned after blocks 5, 10 and 15 beside the ratio of multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from _report import goal, parser, report
+
+from compress3g.kernels import registry
+from compress3g.kernels.causal_conv import causal_conv1d
+from compress3g.kernels.selective_scan import mamba_ssm, selective_scan
+from compress3g.mamba import PruneConfig, PruneSchedule, create_model, preset, pruned
+from compress3g.mamba.bench import benchmark
+from compress3g.profile import compare
+
+TOKENS, CHANNELS, STATES, TAPS = 197, 768, 16, 4
+LAYERS = (5, 10, 15)
+Run = Callable[[], Any]
+Arguments = dict[str, torch.Tensor]
+
+
+def arguments(batch: int) -> Arguments:
+    """Random inputs with the step sizes of an initialised Vim: softplus(delta + bias) near 0.01."""
+    g = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, device="cuda")
+
+    A = -torch.arange(1.0, STATES + 1, device="cuda").expand(CHANNELS, STATES).clone()
+    return {
+        "u": normal(batch, TOKENS, CHANNELS),
+        "delta": normal(batch, TOKENS, CHANNELS),
+        "A": A,
+        "B": normal(batch, TOKENS, STATES),
+        "C": normal(batch, TOKENS, STATES),
+        "D": torch.ones(CHANNELS, device="cuda"),
+        "z": normal(batch, TOKENS, CHANNELS),
+        "delta_bias": normal(CHANNELS) - 4.6,
+    }
+
+
+def scan(x: Arguments, backend: str, **options: Any) -> torch.Tensor:
+    """The package's operator with one backend."""
+    out: torch.Tensor = selective_scan(**x, delta_softplus=True, backend=backend, **options)
+    return out
+
+
+def steps_last(x: Arguments) -> Arguments:
+    """Laid out as mamba_ssm's users have it: the tokens last."""
+    return {name: t.transpose(1, 2).contiguous() if t.ndim == 3 else t for name, t in x.items()}
+
+
+def native(x: Arguments) -> torch.Tensor:
+    """mamba_ssm's own fused call: softplus, skip and gate inside."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    out: torch.Tensor = selective_scan_fn(**x, delta_softplus=True)
+    return out
+
+
+def step_of(run: Callable[[Arguments], torch.Tensor], x: Arguments) -> Run:
+    """Forward and backward, gradients of every argument."""
+    leaves = {k: v.clone().requires_grad_() for k, v in x.items()}
+    upstream = torch.randn_like(x["u"])
+    return lambda: torch.autograd.grad(run(leaves), list(leaves.values()), upstream)
+
+
+def ratio(name: str, ours: Run, peer: Run, seconds: float) -> dict[str, Any]:
+    """Peer's time over ours, printed."""
+    found = compare(ours, peer, seconds=seconds, device="cuda")
+    print(
+        f"{name:58}{found.a.p50:>9.3f}{found.b.p50:>10.3f} ms{found.median:>9.2f}x"
+        f"  [{found.low:.2f}, {found.high:.2f}]",
+        flush=True,
+    )
+    return {
+        "ours_ms": found.a.p50, "peer_ms": found.b.p50, "ratio": found.median,
+        "low": found.low, "high": found.high,
+    }  # fmt: skip
+
+
+def scans(batch: int, seconds: float) -> dict[str, Any]:
+    """The Triton scan against each peer; forward, then with its gradients; then with holes."""
+    x, rows = arguments(batch), {}
+    mine = partial(scan, backend="triton")
+    peers: dict[str, tuple[Callable[[Arguments], torch.Tensor], Arguments]] = {
+        "chunked torch": (partial(scan, backend="chunked"), x),
+        "looped torch": (partial(scan, backend="looped"), x),
+    }
+    if mamba_ssm.usable() is None:
+        peers["mamba_ssm through the package"] = (partial(scan, backend="mamba_ssm"), x)
+        peers["mamba_ssm by itself"] = (native, steps_last(x))
+    expected = mine(x)
+    for name, (peer, given) in peers.items():
+        found = peer(given)
+        found = found if found.shape == expected.shape else found.transpose(1, 2)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+        label = f"scan forward, against {name}"
+        rows[label] = ratio(label, lambda: mine(x), partial(peer, given), seconds)
+        label = f"scan forward+backward, against {name}"
+        # Shapes of the upstream gradient follow the peer's own layout.
+        rows[label] = ratio(label, step_of(mine, x), step_of(peer, given), seconds)
+        torch.cuda.empty_cache()
+    gap = torch.randint(0, 4, (batch, TOKENS), device="cuda")
+    for mode in ("current", "bias"):
+        label = f"scan forward with holes ({mode}), over without"
+        holes = partial(mine, x, gap=gap, gap_mode=mode)
+        rows[label] = ratio(label, lambda: mine(x), holes, seconds)
+    return rows
+
+
+def convolution(batch: int, seconds: float) -> dict[str, Any]:
+    """The convolution with silu against torch's, dense."""
+    g = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(batch, TOKENS, 2 * CHANNELS, generator=g, device="cuda")[..., :CHANNELS]
+    weight = torch.randn(CHANNELS, TAPS, generator=g, device="cuda")
+    bias = torch.randn(CHANNELS, generator=g, device="cuda")
+
+    def run(backend: str) -> torch.Tensor:
+        return causal_conv1d(x, weight, bias, activation="silu", backend=backend)
+
+    torch.testing.assert_close(run("triton"), run("reference"), atol=1e-3, rtol=1e-3)
+    label = "convolution forward, against torch"
+    return {label: ratio(label, lambda: run("triton"), lambda: run("reference"), seconds)}
+
+
+def config(keep: float) -> PruneConfig:
+    return PruneConfig(schedule=PruneSchedule(layers=LAYERS, keep=(keep,) * len(LAYERS)))
+
+
+def whole(name: str, batch: int, seconds: float) -> dict[str, Any]:
+    """A model dense with the kernels against torch's forms, then pruned against dense."""
+    torch.manual_seed(0)
+    model = create_model(name).cuda().eval()
+    images = torch.randn(batch, 3, 224, 224, device="cuda")
+    rows: dict[str, Any] = {}
+
+    def run(setting: PruneConfig | None = None, **backends: str) -> torch.Tensor:
+        with torch.inference_mode(), registry.use(**backends), pruned(model, setting):
+            out: torch.Tensor = model(images)
+            return out
+
+    ours = {"selective_scan": "triton", "causal_conv": "triton"}
+    torchs = {"selective_scan": "chunked", "causal_conv": "reference"}
+    torch.testing.assert_close(run(**ours), run(**torchs), atol=5e-3, rtol=5e-3)
+    label = f"{name} whole, against chunked torch"
+    rows[label] = ratio(label, lambda: run(**ours), lambda: run(**torchs), seconds)
+    torch.cuda.empty_cache()
+    with registry.use(**ours):
+        for keep in (0.8, 0.7, 0.65):
+            ward = preset("ward", config(keep).schedule)
+            for title, setting in ((f"keep {keep}", config(keep)), (f"ward, keep {keep}", ward)):
+                speed = benchmark(model, [setting], images=images, seconds=seconds)[0]
+                realised = 100 * speed.speed_up / speed.ideal
+                label = f"{name}, {title}"
+                rows[label] = {**speed.to_json(), "realised": realised}
+                print(
+                    f"{label:58}{speed.images_per_second:>8.0f} images/s, {speed.speed_up:.2f}x, "
+                    f"ideal {speed.ideal:.2f}x, realised {realised:.0f} %",
+                    flush=True,
+                )
+    return rows
+
+
+def main() -> None:
+    options_of = parser(__doc__)
+    options_of.add_argument("--batch", type=int, default=64, help="Images (default 64).")
+    options_of.add_argument("--seconds", type=float, default=2.0, help="Per ratio (default 2).")
+    options = options_of.parse_args()
+    if not torch.cuda.is_available():
+        print("skipped: no CUDA device is visible to torch")
+        options.quick = True  # nothing to keep
+        report("mamba_gpu", options, seeds=[0], goals=[], rows={})
+        return
+    seconds = 0.2 if options.quick else options.seconds
+    reason = mamba_ssm.usable()
+    if reason is not None:
+        print(f"without mamba_ssm: {reason}")
+    print(f"{'':58}{'ours':>9}{'peer':>10}   {'ratio':>9}")
+    rows = scans(options.batch, seconds) | convolution(options.batch, seconds)
+    for name in ("vim_tiny", "vim_small"):
+        rows |= whole(name, options.batch, seconds)
+    goals = [
+        goal(f"speed-up realised, vim_small at keep {keep}",
+             rows[f"vim_small, keep {keep}"]["realised"], 90, unit="%")
+        for keep in (0.8, 0.7)
+    ]  # fmt: skip
+    report(
+        "mamba_gpu", options, seeds=[0], goals=goals, rows=rows, shape=[options.batch, TOKENS],
+        device=torch.cuda.get_device_name(), without_mamba_ssm=reason,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
