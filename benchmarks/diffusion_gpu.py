@@ -16,6 +16,7 @@ gradient  of the last latent at a gate on every unit of the U-Net, one image, DD
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,6 +146,7 @@ def main() -> None:
     denoisers = {"Stable Diffusion 2.1": unet, "SD 3 medium": transformer}
     seconds = 1.0 if options.quick else options.seconds
     rows, goals = speeds(denoisers, seconds=seconds, device="cuda")
+    finish(options, rows, goals)
     print()
     of = gradients(options.quick)
     grown = of["rollout/50"]["GiB"] / of["rollout/10"]["GiB"]
@@ -153,9 +155,16 @@ def main() -> None:
         goal("memory, 50 steps over 10", grown, 1.05, at_least=False),
         goal("time over plain backpropagation", statistics.mean(slower), 1.45, at_least=False),
     ]
-    rows |= of
+    finish(options, rows | of, goals, last=True)
+
+
+def finish(
+    options: argparse.Namespace, rows: Any, goals: list[dict[str, Any]], *, last: bool = False
+) -> None:
+    """Writes what is known by now: a lent machine may be taken away."""
+    quiet = options if last else argparse.Namespace(**{**vars(options), "json": False})
     device = torch.cuda.get_device_name()
-    report("diffusion_gpu", options, seeds=[0], goals=goals, rows=rows, device=device)
+    report("diffusion_gpu", quiet, seeds=[0], goals=goals, rows=rows, device=device)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,15 @@ class Pages:
                     "together"
                 )
 
+    def rows_of(self, vector: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """Row number of each of these vectors."""
+        codes = self.codes
+        assert codes is not None
+        if codes.dtype != torch.uint16:
+            return codes[vector].to(torch.int64)
+        # On a GPU torch has no indexing of unsigned words.
+        return codes.view(torch.int16)[vector].to(torch.int64) & 0xFFFF
+
     def refuse(self) -> None:
         """Raises ConfigError after C has refused a page, with the reason `check` finds."""
         self.check()

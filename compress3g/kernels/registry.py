@@ -30,7 +30,7 @@ _ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "adam": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     "selective_scan": {
         "cpu": ("cpu", "chunked", "looped", "reference"),
-        "cuda": ("mamba_ssm", "triton", "chunked", "looped", "reference"),
+        "cuda": ("triton", "mamba_ssm", "chunked", "looped", "reference"),
     },
     "causal_conv": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..engine.ranks import of_all_ranks
+from .ratios import AdapterRatios
 from .units import adapter_of, base_of, lora_layers
 
 
@@ -26,71 +28,15 @@ class AdapterImportance:
     def __init__(self, model: nn.Module, *, per_size: bool = False) -> None:
         self._model, self._adapter, self._per_size = model, adapter_of(model), per_size
         self._layers = lora_layers(base_of(model), self._adapter)
+        self._ratios = AdapterRatios(model)
         self.modules: dict[str, Tensor] = {}
         self.ranks: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self._forwards: dict[str, float] = {}
-        self._step: dict[str, list[Tensor]] = {}  # mean ratios of the step's forward passes so far
-        self._ratios: dict[str, Tensor] = {}
-        self._valid: Tensor | None = None
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Ratios of the forward passes in this block wait for the next `add` or `discard`."""
-        with ExitStack() as stack:
-            hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
-            stack.callback(hook.remove)
-            for name, layer in self._layers.items():
-                hook = layer.register_forward_hook(self._hook(name))
-                stack.callback(hook.remove)
-                # DoRA scales the layer's whole output: what it adds is seen beside the base's own.
-                dora = self._adapter in getattr(layer, "lora_magnitude_vector", {})
-                part = layer.base_layer if dora else layer.lora_A[self._adapter]
-                inner = part.register_forward_hook(self._inner(name))
-                stack.callback(inner.remove)
-            yield
-
-    def _note(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        self._valid = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-    def _inner(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            if self._model.training:
-                self._ratios[name] = out.detach()
-
-        return hook
-
-    def _hook(self, name: str) -> Any:
-        @torch.no_grad()
-        def hook(module: Any, args: Any, out: Tensor) -> None:
-            inner = self._ratios.pop(name, None)
-            if inner is None:
-                return
-            if self._adapter in getattr(module, "lora_magnitude_vector", {}):
-                added = torch.linalg.vector_norm(out - inner, dim=-1, dtype=torch.float32)
-                dense = torch.linalg.vector_norm(inner, dim=-1, dtype=torch.float32)
-                self._take(name, added / dense.clamp_min(1e-6))
-                return
-            # The layer's output is W x + DeltaW x with DeltaW x = s B z. Norms by way of the ranks:
-            # ||B z||^2 = z'(B'B)z, and ||W x||^2 = ||out||^2 - 2 <out, s B z> + ||s B z||^2.
-            up = module.lora_B[self._adapter].weight
-            z = inner.float() * float(module.scaling[self._adapter])
-            delta = ((z @ (up.T @ up).float()) * z).sum(-1).clamp_min(0)
-            along = ((out @ up.to(out.dtype)).float() * z).sum(-1)
-            whole = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32).square()
-            dense = (whole - 2 * along + delta).clamp_min(1e-12)
-            self._take(name, (delta / dense).sqrt())
-
-        return hook
-
-    def _take(self, name: str, ratio: Float[Tensor, "..."]) -> None:
-        if self._valid is not None and self._valid.shape == ratio.shape:
-            weight = self._valid.to(ratio)
-            mean = (ratio * weight).sum() / weight.sum().clamp_min(1)
-        else:
-            mean = ratio.mean()
-        self._step.setdefault(name, []).append(mean)
+        return self._ratios.watching()
 
     def gradients(self) -> list[Tensor]:
         """What `add` reads: those of every layer's B that has one."""
@@ -99,25 +45,28 @@ class AdapterImportance:
 
     def discard(self) -> None:
         """Forget the ratios since the last `add`: the step is not made."""
-        self._step.clear()
+        self._ratios.discard()
 
     @torch.no_grad()
     def add(self) -> None:
         """Count the step's ratios and read the ranks' gradients, as the optimiser will."""
-        for name, ratios in self._step.items():
-            self.modules[name] = self.modules.get(name, 0.0) + torch.stack(ratios).sum()
-            self._forwards[name] = self._forwards.get(name, 0) + len(ratios)
-        self.discard()
+        names, means = self._ratios.taken()
+        _add(self.modules, names, means)
+        for name in names:
+            self._forwards[name] = self._forwards.get(name, 0) + 1
+        by_shape = defaultdict(list)
         for name, layer in self._layers.items():
             up = layer.lora_B[self._adapter].weight
-            if up.grad is None:
-                continue
-            each = (up.float() * up.grad.float()).sum(0).abs()
+            if up.grad is not None:
+                by_shape[up.shape, layer.lora_A[self._adapter].weight.shape].append((name, up))
+                self.counts[name] = self.counts.get(name, 0) + 1
+        for (up_shape, down_shape), group in by_shape.items():  # all layers of a size at once
+            values, grads = ([p for _, p in group], [p.grad for _, p in group])
+            both = torch.stack(values).float() * torch.stack(grads).float()
+            each = both.sum(1).abs()
             if self._per_size:
-                down = layer.lora_A[self._adapter].weight
-                each = each * (1 / down.shape[1] + 1 / up.shape[0])
-            self.ranks[name] = self.ranks.get(name, 0.0) + each
-            self.counts[name] = self.counts.get(name, 0) + 1
+                each = each * (1 / down_shape[1] + 1 / up_shape[0])
+            _add(self.ranks, [name for name, _ in group], each.unbind())
 
     def share(self) -> None:
         """Sums and counts become their means over the processes of a distributed run.
@@ -163,3 +112,13 @@ class AdapterImportance:
             )
         self.to(next(self._model.parameters()).device)
         self._forwards, self.counts = dict(about["forwards"]), dict(about["counts"])
+
+
+def _add(table: dict[str, Tensor], names: Sequence[str], found: Sequence[Tensor]) -> None:
+    """Adds each to the sum of its name, those that are there in one call."""
+    there = {name: t for name, t in zip(names, found, strict=True) if name in table}
+    if len({*names}) == len(names) == len(there):
+        torch._foreach_add_([table[name] for name in names], list(found))
+        return
+    for name, t in zip(names, found, strict=True):
+        table[name] = table[name] + t if name in table else t.clone()

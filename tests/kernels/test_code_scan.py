@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from compress3g.errors import ConfigError
 from compress3g.kernels import _library
+from compress3g.kernels._pages import Pages
 from compress3g.kernels.code_scan import ScanTable, quantise_table, scan, scan_batch, score
 from compress3g.kernels.registry import use
 
@@ -277,3 +278,9 @@ def test_tables_made_by_hand_and_mixed_batches_are_refused():
         scan_batch([], codes, offsets)
     with pytest.raises(ConfigError, match="float32"):
         quantise_table(np.zeros((2, 2)))
+
+
+def test_row_numbers_of_long_codes_are_unsigned():
+    codes = torch.tensor([0, 1, 32767, 32768, 65535]).to(torch.uint16)
+    pages = Pages.of(torch.tensor([0, 5]), None, codes=codes, rows=65536)
+    assert pages.rows_of(torch.tensor([4, 3, 0])).tolist() == [65535, 32768, 0]

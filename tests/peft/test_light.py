@@ -278,35 +278,6 @@ def test_a_rank_scores_the_same_by_its_row_and_by_its_column():
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.detach().abs().max()))
 
 
-def test_module_importance_is_the_mean_ratio_of_norms():
-    model = classifier(lora_dropout=0.0).train()
-    looked(model)
-    base = base_of(model)
-    name, layer = next(iter(lora_layers(base).items()))
-    given = []
-    handle = layer.register_forward_pre_hook(lambda m, args: given.append(args[0].detach()))
-    from compress3g.peft.importance import AdapterImportance
-
-    watch = AdapterImportance(model)
-    for m in base.modules():
-        if isinstance(m, torch.nn.Dropout):
-            m.p = 0.0
-    part = batch()
-    part["attention_mask"][0, 4:] = 0
-    with watch.watching():
-        model(**part)
-    watch.add()
-    handle.remove()
-    x = given[0].double()
-    down, up = (getattr(layer, k)["default"].weight.double() for k in ("lora_A", "lora_B"))
-    dense = x @ layer.base_layer.weight.double().T + layer.base_layer.bias.double()
-    delta = x @ down.T @ up.T * layer.scaling["default"]
-    valid = part["attention_mask"].bool()
-    want = (delta.norm(dim=-1) / dense.norm(dim=-1))[valid].mean()
-    # the norm is the difference of larger squares, in float32
-    assert float(watch.means()[0][name]) == pytest.approx(float(want.detach()), rel=1e-3)
-
-
 def test_taylor_of_gates_is_that_of_the_weights_they_scale():
     model = classifier(lora_dropout=0.0).eval()
     config = LightPeftConfig(mask_lr_mult=0.0)

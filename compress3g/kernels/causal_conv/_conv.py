@@ -87,4 +87,5 @@ def _places(x: Tensor, positions: Tensor | None, length: int | None, mode: str) 
         )
     if length is not None and length < x.shape[1]:
         raise ConfigError(f"causal_conv1d: {x.shape[1]} tokens in a sequence of {length}")
-    return positions.to(torch.int64)
+    # Words of either length stay: another type would be a launch per call on a GPU.
+    return positions if positions.dtype in (torch.int32, torch.int64) else positions.long()

@@ -21,7 +21,7 @@ class Inputs:
     x: Tensor  # (b, l, e)
     weight: Tensor  # (e, taps)
     bias: Tensor | None  # (e)
-    positions: Tensor | None  # int64 (b, l)
+    positions: Tensor | None  # int32 or int64 (b, l)
     mode: Mode
     reverse: bool
     silu: bool

@@ -48,7 +48,7 @@ class _Call:
         self.rows = rows if rows.stride(-1) == 1 else rows.contiguous()
         self.weight = x.weight.t().to(torch.float32).contiguous()
         self.bias = None if x.bias is None else x.bias.to(torch.float32).contiguous()
-        self.positions = None if x.positions is None else x.positions.contiguous()
+        self.positions = None if x.positions is None else x.positions.long().contiguous()
         b, length, e = rows.shape
         self.conv = _Conv(
             self.rows.data_ptr(),

@@ -43,6 +43,6 @@ def convolve(x: Inputs) -> Tensor:
     elif x.positions is None:
         out = _dense(rows, weight, bias, reverse=x.reverse)
     else:
-        source = sources(x.positions, weight.shape[1], mode=x.mode, reverse=x.reverse)
+        source = sources(x.positions.long(), weight.shape[1], mode=x.mode, reverse=x.reverse)
         out = _with_holes(rows, weight, bias, source)
     return (F.silu(out) if x.silu else out).to(x.x.dtype)

@@ -22,12 +22,11 @@ def usable() -> str | None:
 def scan(table: ScanTable, pages: Pages) -> Int[Tensor, "n"]:
     """Integer scores; -1 for pages without vectors."""
     pages.check()
-    assert pages.codes is not None
     rows = table.bytes[:, : table.tokens]
     out = torch.empty(len(pages), dtype=torch.int32, device=rows.device)
     for place, owner, vector in pages.blocks(max(1, _CHUNK // table.tokens)):
         best = rows.new_zeros(place.stop - place.start, table.tokens)
-        gathered = rows[pages.codes[vector].to(torch.int64)]
+        gathered = rows[pages.rows_of(vector)]
         best.scatter_reduce_(0, owner[:, None].expand(-1, table.tokens), gathered, "amax")
         total = best.sum(-1, dtype=torch.int32)
         out[place] = total.masked_fill(torch.bincount(owner, minlength=len(best)) == 0, -1)

@@ -46,8 +46,7 @@ def _blocks(decoded: Decoded, pages: Pages) -> Iterator[tuple[slice, Tensor, Ten
     for place, owner, vector in pages.blocks(max(1, _CHUNK // width)):
         similarity = _inner(decoded, vector)
         if decoded.base is not None:
-            assert pages.codes is not None
-            similarity += decoded.base[pages.codes[vector].to(torch.int64), : decoded.tokens]
+            similarity += decoded.base[pages.rows_of(vector), : decoded.tokens]
         if isinstance(decoded, Rows) and decoded.scales is not None:
             similarity *= decoded.scales[1, decoded.stream[vector, -1].to(torch.int64)][:, None]
         if decoded.factor is not None:

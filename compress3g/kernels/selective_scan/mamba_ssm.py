@@ -2,8 +2,8 @@
 
 With d' = d + G and u' = u d / d', its recurrence exp(d' A) h + d' B u' is ours: exp((d + G) A) h
 + d B u. The skip, the gate and the softplus lie outside. Its states have no gradient and start from
-zero: a call with either goes to another backend. Written from mamba_ssm's interface and tested
-against a stand-in of it; a GPU test waits for a machine that has both.
+zero: a call with either goes to another backend. Slower so than the scan in Triton, which is asked
+first: by itself its forward pass takes as long, and less with gradients (benchmarks/mamba_gpu.py).
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def _recurrence(
     return y.transpose(1, 2), state
 
 
-def _other() -> ModuleType:
-    return triton if triton.usable() is None else chunked
+def _other(x: Inputs) -> ModuleType:
+    return triton if x.u.is_cuda and triton.usable() is None else chunked
 
 
 def scan(x: Inputs, *, ungated: bool, last_state: bool) -> Outputs:
     """Outputs, differentiable by autograd."""
     # Its own limit is 256 states, and it has no double precision.
     if last_state or x.initial_state is not None or x.A.shape[1] > 256 or x.dtype == torch.float64:
-        found: Outputs = _other().scan(x, ungated=ungated, last_state=last_state)
+        found: Outputs = _other(x).scan(x, ungated=ungated, last_state=last_state)
         return found
     return run(x, _recurrence)

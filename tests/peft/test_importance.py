@@ -1,0 +1,96 @@
+"""What adapters are worth, against their definition, and what it costs to look."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compress3g.peft import Estimator, LightPeftConfig, candidates
+from compress3g.peft.importance import AdapterImportance
+from compress3g.peft.units import base_of, lora_layers
+
+from .test_light import batch, classifier, looked
+
+
+def test_module_importance_is_the_mean_ratio_of_norms():
+    """Of every layer, over steps of several forward passes, each with its own padding."""
+    model = classifier(lora_dropout=0.0).train()
+    looked(model)
+    base = base_of(model)
+    for m in base.modules():
+        if isinstance(m, torch.nn.Dropout):
+            m.p = 0.0
+    parts = [batch(), batch(), {k: v[:, :5] if v.dim() == 2 else v for k, v in batch().items()}]
+    parts[0]["attention_mask"][0, 4:] = 0
+    del parts[1]["attention_mask"]
+    watch, want = AdapterImportance(model), {}
+    for name, layer in lora_layers(base).items():
+
+        def expect(module, args, name=name):
+            x = args[0].detach().double()
+            down, up = (getattr(module, k)["default"].weight.double() for k in ("lora_A", "lora_B"))
+            dense = x @ module.base_layer.weight.double().T + module.base_layer.bias.double()
+            delta = x @ down.T @ up.T * module.scaling["default"]
+            ratio = (delta.norm(dim=-1) / dense.norm(dim=-1)).detach()
+            mask = part.get("attention_mask")
+            if mask is not None and mask.shape == ratio.shape:
+                ratio = ratio[mask.bool()]
+            want.setdefault(name, []).append(float(ratio.mean()))
+
+        layer.register_forward_pre_hook(expect)
+    with watch.watching():
+        for step in (parts[:1], parts, parts[1:]):
+            for part in step:
+                model(**part)
+            watch.add()
+        model(**parts[0])
+        watch.discard()
+    found = watch.means()[0]
+    assert len(found) == len(want) > 5
+    for name, ratio in found.items():
+        # the norm is the difference of larger squares, in float32
+        assert float(ratio) == pytest.approx(sum(want[name][:6]) / 6, rel=1e-3)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that would be launched on a GPU."""
+
+    VIEWS = (
+        "view", "transpose", "permute", "slice", "select", "expand", "reshape", "aten.t.", "detach",
+        "split", "alias", "squeeze", "as_strided", "unbind", "empty", "profiler",
+    )  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not any(name in str(function) for name in self.VIEWS)
+        return function(*args, **(kwargs or {}))
+
+
+def test_looking_launches_few_operations():
+    """Where launches are what a step waits for, as on a GPU, they are what looking costs."""
+    model = classifier().train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=True)
+
+    def launched(look=None):
+        for last in (False, True):
+            with Launches() as launches:
+                model(**batch()).loss.backward()
+                if look is not None:
+                    look()
+                optimizer.step()
+                optimizer.zero_grad()
+            if last:
+                return launches.count
+
+    plain, config = launched(), LightPeftConfig()
+    units, _ = candidates(model, config)
+    with Estimator(model, units, config, steps=1) as estimator:
+        looking = launched(lambda: estimator(1e-3))
+    layers = len(lora_layers(base_of(model)))
+    # Of every layer a norm and a product; of every unit its gate's product, the gradient's two,
+    # and the gates' AdamW, layer by layer on a processor. What does not grow with the model: 85.
+    assert looking - plain <= 2 * layers + 16 * len(units) + 85
