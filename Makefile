@@ -14,13 +14,14 @@ lint: .venv/test
 types: .venv/test
 	$(BIN)/mypy
 
+# Without --no-compile half of the time goes into byte code of modules that nobody imports.
 .venv/demo: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[nerf]' && touch $@
+	$(BIN)/pip install -q --no-compile -e '.[nerf]' && touch $@
 
 .venv/test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[nerf,diffusion,retrieval,serve,export,ray,peft,dev]' && touch $@ .venv/demo
+	$(BIN)/pip install -q --no-compile -e '.[nerf,diffusion,retrieval,serve,export,ray,peft,dev]' && touch $@ .venv/demo
 
 clean:
 	rm -rf .venv runs build *.egg-info

@@ -2,10 +2,10 @@
 # Builds the wheel, installs it alone, and asks it for what needs extras.
 set -euo pipefail
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" &' EXIT  # a minute where disks are slow
 .venv/bin/pip wheel -q --no-deps --no-build-isolation -w "$work" .
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install -q "$work"/*.whl
+"$work/venv/bin/pip" install -q --no-compile "$work"/*.whl
 scene=$PWD/scenes/orchard
 cd "$work"
 venv/bin/compress3g --help >/dev/null
