@@ -34,12 +34,12 @@ def scan(module, leaves, options):
 torch.manual_seed(0)
 for b, l, e, n, g, reverse, mode in (
     (2, 5, 3, 1, 1, False, "current"),
-    (1, 33, 40, 5, 1, True, "previous"),
+    (1, 19, 24, 5, 1, True, "previous"),
     (2, 17, 20, 4, 1, True, "current"),
     (1, 9, 8, 16, 1, False, "bias"),
     (1, 8, 24, 16, 1, False, "hold"),
-    (2, 64, 12, 16, 2, False, "mean"),
-    (1, 70, 32, 8, 1, True, "bias"),
+    (2, 24, 12, 16, 2, False, "mean"),
+    (1, 27, 32, 8, 1, True, "bias"),
 ):
     row, few = (b, l, e), (b, g, l, n)
     shapes = (row, row, (e, n), few, few, (e,), row, (e,), (b, e, n))
