@@ -161,10 +161,10 @@ def main() -> None:
 def finish(
     options: argparse.Namespace, rows: Any, goals: list[dict[str, Any]], *, last: bool = False
 ) -> None:
-    """Writes what is known by now: a lent machine may be taken away."""
+    """Writes what is known by now, and whether that is all: a lent machine may be taken away."""
     quiet = options if last else argparse.Namespace(**{**vars(options), "json": False})
     device = torch.cuda.get_device_name()
-    report("diffusion_gpu", quiet, seeds=[0], goals=goals, rows=rows, device=device)
+    report("diffusion_gpu", quiet, seeds=[0], goals=goals, rows=rows, device=device, complete=last)
 
 
 if __name__ == "__main__":

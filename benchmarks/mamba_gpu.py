@@ -227,7 +227,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     if not options.whole:
         rows |= scans(options.batch, seconds) | convolution(options.batch, seconds)
-    finish(options, rows, reason)
+        finish(options, rows, reason)
     for name in ("vim_small", "vim_tiny"):
         rows |= whole(name, options.batch, seconds)
         finish(options, rows, reason)
@@ -237,7 +237,7 @@ def main() -> None:
 def finish(
     options: argparse.Namespace, rows: dict[str, Any], reason: str | None, *, last: bool = False
 ) -> None:
-    """Writes what is known by now: a lent machine may be taken away."""
+    """Writes what is known by now, and whether that is all: a lent machine may be taken away."""
     goals = []
     for keep in (0.8, 0.7) if last else ():
         key = f"vim_small, batch {options.batch}, keep {keep}"
@@ -245,9 +245,9 @@ def finish(
         goals.append(goal(title, rows[key]["recorded"]["realised"], 90, unit="%"))
     quiet = options if last else argparse.Namespace(**{**vars(options), "json": False})
     report(
-        "mamba_gpu_whole" if options.whole else "mamba_gpu", quiet, seeds=[0], goals=goals,
-        rows=rows, shape=[options.batch, TOKENS], device=torch.cuda.get_device_name(),
-        without_mamba_ssm=reason,
+        f"mamba_gpu_whole_{options.batch}" if options.whole else "mamba_gpu", quiet, seeds=[0],
+        goals=goals, rows=rows, complete=last, shape=[options.batch, TOKENS],
+        device=torch.cuda.get_device_name(), without_mamba_ssm=reason,
     )  # fmt: skip
 
 

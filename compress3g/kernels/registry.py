@@ -113,7 +113,8 @@ def pick(op: str, device: torch.device, backend: str = "auto") -> ModuleType:
 def import_all(op: str) -> None:
     """Imports the backends of `op` for the devices of this machine, so that it can be compiled."""
     for device_type in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        candidates(op, device_type)
+        for name in _ORDER[op].get(device_type, ()):
+            _module(op, name)
 
 
 @contextmanager

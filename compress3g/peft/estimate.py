@@ -111,7 +111,7 @@ class Estimator:
         False, and looks at nothing, when a gradient is not finite: skip the optimiser's step too.
         """
         found = {n: z.grad for n, z in self._leaves.items() if z.grad is not None}
-        if scale != 1.0:
+        if scale != 1.0 and found:
             found = dict(zip(found, torch._foreach_div([*found.values()], scale), strict=True))
         found = self._shared(found)
         self.done += 1

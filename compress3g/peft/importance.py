@@ -35,7 +35,7 @@ class AdapterImportance:
         self._forwards: dict[str, float] = {}
 
     def watching(self) -> AbstractContextManager[None]:
-        """Ratios of the forward passes in this block wait for the next `add` or `discard`."""
+        """Ratios of the forward passes in this block wait for an `add` or `discard` in it."""
         return self._ratios.watching()
 
     def gradients(self) -> list[Tensor]:
@@ -100,25 +100,31 @@ class AdapterImportance:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sums and counts, for a checkpoint."""
-        tensors = {f"module/{n}": torch.as_tensor(t) for n, t in self.modules.items()}
-        tensors |= {f"rank/{n}": t for n, t in self.ranks.items()}
+        tensors = {f"module/{n}": torch.as_tensor(t).clone() for n, t in self.modules.items()}
+        tensors |= {f"rank/{n}": t.clone() for n, t in self.ranks.items()}
         return tensors, {"forwards": self._forwards, "counts": self.counts}
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """The inverse of `state`."""
         for kind, table in (("module/", self.modules), ("rank/", self.ranks)):
             table.update(
-                {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
+                {n.removeprefix(kind): t.clone() for n, t in tensors.items() if n.startswith(kind)}
             )
         self.to(next(self._model.parameters()).device)
         self._forwards, self.counts = dict(about["forwards"]), dict(about["counts"])
 
 
 def _add(table: dict[str, Tensor], names: Sequence[str], found: Sequence[Tensor]) -> None:
-    """Adds each to the sum of its name, those that are there in one call."""
-    there = {name: t for name, t in zip(names, found, strict=True) if name in table}
-    if len({*names}) == len(names) == len(there):
-        torch._foreach_add_([table[name] for name in names], list(found))
-        return
+    """Adds each to the sum of its name: the first of every name in one call, then the second."""
+    rounds: list[dict[str, Tensor]] = []
+    times: dict[str, int] = defaultdict(int)
     for name, t in zip(names, found, strict=True):
-        table[name] = table[name] + t if name in table else t.clone()
+        if times[name] == len(rounds):
+            rounds.append({})
+        rounds[times[name]][name] = t
+        times[name] += 1
+    for each in rounds:
+        there = [name for name in each if name in table]
+        if there:
+            torch._foreach_add_([table[name] for name in there], [each[name] for name in there])
+        table.update({name: t.clone() for name, t in each.items() if name not in table})

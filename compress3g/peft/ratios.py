@@ -17,7 +17,7 @@ from .units import adapter_of, base_of, lora_layers
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What a layer's forward pass leaves until its step is over: by token, few numbers each."""
+    """What a layer's forward pass leaves until the model's is over: by token, few numbers each."""
 
     layer: str
     first: Tensor  # [..., r] z = A x; DoRA: [...] ||added||
@@ -30,7 +30,7 @@ class AdapterRatios:
     """Mean over tokens of ||DeltaW x|| / ||W x + b|| of every adapted layer (2406.03792).
 
     A forward pass pays for two products per layer. What is left is done for all layers at once
-    when the step is over: layer by layer a GPU would wait for two dozen launches each.
+    when the pass is over: layer by layer a GPU would wait for two dozen launches each.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,10 +39,15 @@ class AdapterRatios:
         self._inner: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
         self._passes: list[_Pass] = []
+        self._names: list[str] = []
+        self._found: list[Tensor] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Forward passes in this block, of a model in training, wait for `taken` or `discard`."""
+        """Forward passes in this block, of layers in training, wait for `taken` or `discard`.
+
+        What still waits at its end is forgotten.
+        """
         with ExitStack() as stack:
             hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
             stack.callback(hook.remove)
@@ -53,29 +58,36 @@ class AdapterRatios:
                 part = layer.base_layer if self._dora(layer) else layer.lora_A[self._adapter]
                 inner = part.register_forward_hook(self._inner_hook(name))
                 stack.callback(inner.remove)
+            stack.callback(self.discard)
             yield
 
     def discard(self) -> None:
         """Forget what waits: the step is not made."""
-        self._passes.clear()
+        self._inner.clear()
+        for waits in (self._passes, self._names, self._found):
+            waits.clear()
 
-    @torch.no_grad()
     def taken(self) -> tuple[list[str], list[Float[Tensor, ""]]]:
         """The layer and the mean ratio of every pass that waited, which then wait no more.
 
         To be called before the optimiser moves the adapters.
         """
+        self._reduce()
+        found = list(self._names), list(self._found)
+        self.discard()
+        return found
+
+    @torch.no_grad()
+    def _reduce(self) -> None:
+        """One number per pass that is over: batches that are accumulated hold no more."""
         groups: dict[Any, list[_Pass]] = defaultdict(list)
         for each in self._passes:
             up = self._up(each.layer).shape
             groups[up, each.first.shape, each.whole is None, id(each.valid)].append(each)
-        names: list[str] = []
-        means: list[Tensor] = []
         for group in groups.values():
-            names += [each.layer for each in group]
-            means += self._means(group).unbind()
-        self.discard()
-        return names, means
+            self._names += [each.layer for each in group]
+            self._found += self._means(group).unbind()
+        self._passes.clear()
 
     def _means(self, group: Sequence[_Pass]) -> Float[Tensor, "n"]:
         """Of passes whose tensors have the same shapes and the same padding."""
@@ -88,7 +100,7 @@ class AdapterRatios:
         else:
             whole = torch.stack([each.whole for each in group if each.whole is not None])
             ratio = self._by_ranks([each.layer for each in group], first, second, whole)
-        ratio, valid = ratio.flatten(1), group[0].valid
+        ratio, valid = ratio.reshape(len(group), -1), group[0].valid
         if valid is None or valid.numel() != ratio.shape[1]:
             return ratio.mean(1)
         weight = valid.flatten().to(ratio)
@@ -108,7 +120,7 @@ class AdapterRatios:
             z = z * scales[0]
         else:
             z = z * z.new_tensor(scales).view(-1, *(1 for _ in z.shape[1:]))
-        tokens = z.flatten(1, -2)
+        tokens = z.reshape(len(z), -1, z.shape[-1])
         delta = ((tokens @ (ups.mT @ ups)) * tokens).sum(-1).clamp_min(0).view(whole.shape)
         dense = whole.square() - 2 * (along * z).sum(-1) + delta
         return (delta / dense.clamp_min(1e-12)).sqrt()
@@ -121,12 +133,13 @@ class AdapterRatios:
         return self._adapter in getattr(layer, "lora_magnitude_vector", {})
 
     def _note(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._reduce()
         mask = kwargs.get("attention_mask")
         self._valid = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def _inner_hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            if self._model.training:
+            if module.training:  # samples that a criterion looks at are no step
                 self._inner[name] = out.detach()
 
         return hook

@@ -102,7 +102,7 @@ def test_module_importance_is_what_dora_adds_over_the_base():
     watch = AdapterImportance(model)
     with watch.watching():
         model(**batch())
-    watch.add()
+        watch.add()
     handle.remove()
     x = given[0].double()
     inner = layer.base_layer

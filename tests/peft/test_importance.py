@@ -94,3 +94,74 @@ def test_looking_launches_few_operations():
     # Of every layer a norm and a product; of every unit its gate's product, the gradient's two,
     # and the gates' AdamW, layer by layer on a processor. What does not grow with the model: 85.
     assert looking - plain <= 2 * layers + 16 * len(units) + 85
+
+
+def test_a_look_at_samples_in_evaluation_counts_nowhere():
+    model = classifier(lora_dropout=0.0).train()
+    watch = AdapterImportance(model)
+    with watch.watching():
+        base_of(model).eval()
+        base_of(model)(**batch())
+        watch.add()
+        base_of(model).train()
+        model(**batch())
+        before, _ = watch.state()
+        watch.add()
+    after, about = watch.state()
+    assert set(about["forwards"].values()) == {1}
+    assert len(after) > len(before) == 0
+
+
+def test_a_kept_state_does_not_change_with_later_steps():
+    model = classifier(lora_dropout=0.0).train()
+    looked(model)
+    watch = AdapterImportance(model)
+    with watch.watching():
+        for _ in range(2):
+            model(**batch()).loss.backward()
+            watch.add()
+            state, about = watch.state()
+            kept = {name: t.clone() for name, t in state.items()}
+        model(**batch()).loss.backward()
+        watch.add()
+        assert all(torch.equal(t, kept[name]) for name, t in state.items())
+        again = AdapterImportance(model)
+        again.restore(state, about)
+        with again.watching():
+            model(**batch()).loss.backward()
+            again.add()
+    assert all(torch.equal(t, kept[name]) for name, t in state.items())
+    for mine, other in zip(watch.means(), again.means(), strict=True):
+        assert mine.keys() == other.keys()
+        assert all(float(mine[name].sum()) > 0 for name in mine)
+
+
+def test_a_layer_may_be_given_a_single_vector():
+    import peft
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(target_modules=["layer"], r=2, init_lora_weights=False)
+    model = peft.get_peft_model(Model(), lora).train()
+    watch, x = AdapterImportance(model), torch.randn(8)
+    with watch.watching():
+        out = model(x)
+        watch.add()
+    dense = next(iter(lora_layers(base_of(model)).values())).base_layer(x)
+    want = ((out - dense).norm() / dense.norm()).detach()
+    assert float(next(iter(watch.means()[0].values()))) == pytest.approx(float(want), rel=1e-3)
+
+
+def test_a_scaled_step_that_no_gate_took_part_in_is_a_step():
+    model = classifier().train()
+    units, _ = candidates(model, LightPeftConfig())
+    with Estimator(model, units, LightPeftConfig(), steps=4) as estimator:
+        assert estimator(1e-3, scale=65536.0)
+        assert estimator.done == 1

@@ -62,7 +62,8 @@ def _recurrence(
 
 
 def _other(x: Inputs) -> ModuleType:
-    return triton if x.u.is_cuda and triton.usable() is None else chunked
+    single = x.u.is_cuda and x.dtype != torch.float64
+    return triton if single and triton.usable() is None else chunked
 
 
 def scan(x: Inputs, *, ungated: bool, last_state: bool) -> Outputs:
