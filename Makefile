@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard compress3g/kernels/*.[ch] compress3g/kernels/*/*.[ch])
+# pip with --no-compile takes half of the time: byte code is made of what is imported, and kept.
+export PYTHONDONTWRITEBYTECODE :=
 
 demo: .venv/demo
 	$(BIN)/compress3g nerf train scenes/orchard --hollow --compare --config pipelines/hollow_nerf/orchard.toml -o runs/demo --overwrite
@@ -14,7 +16,6 @@ lint: .venv/test
 types: .venv/test
 	$(BIN)/mypy
 
-# Without --no-compile half of the time goes into byte code of modules that nobody imports.
 .venv/demo: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -e '.[nerf]' && touch $@

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the wheel, installs it alone, and asks it for what needs extras.
 set -euo pipefail
+export PYTHONDONTWRITEBYTECODE=  # pip leaves the byte code to the first import
 work=$(mktemp -d)
 trap 'rm -rf "$work" &' EXIT  # a minute where disks are slow
 .venv/bin/pip wheel -q --no-deps --no-build-isolation -w "$work" .

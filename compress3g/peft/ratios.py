@@ -86,7 +86,9 @@ class AdapterRatios:
             groups[up, each.first.shape, each.whole is None, id(each.valid)].append(each)
         for group in groups.values():
             self._names += [each.layer for each in group]
-            self._found += self._means(group).unbind()
+            # The next pass may begin under autocast: differences of squares want all digits.
+            with torch.autocast(group[0].first.device.type, enabled=False):
+                self._found += self._means(group).unbind()
         self._passes.clear()
 
     def _means(self, group: Sequence[_Pass]) -> Float[Tensor, "n"]:

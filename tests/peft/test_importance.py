@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress3g.peft import Estimator, LightPeftConfig, candidates
 from compress3g.peft.importance import AdapterImportance
+from compress3g.peft.ratios import AdapterRatios
 from compress3g.peft.units import base_of, lora_layers
 
 from .test_light import batch, classifier, looked
@@ -134,6 +135,25 @@ def test_a_kept_state_does_not_change_with_later_steps():
     for mine, other in zip(watch.means(), again.means(), strict=True):
         assert mine.keys() == other.keys()
         assert all(float(mine[name].sum()) > 0 for name in mine)
+
+
+def test_passes_count_alike_wherever_the_next_one_begins():
+    """The first is reduced under autocast, by the second; that one outside of it."""
+    model = classifier(lora_dropout=0.0).train()
+    looked(model)
+    for m in model.modules():
+        if isinstance(m, torch.nn.Dropout):
+            m.p = 0.0
+    ratios = AdapterRatios(model)
+    with ratios.watching():
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(2):
+                model(**batch())
+        names, found = ratios.taken()
+    both = dict(zip(names[: len(names) // 2], found, strict=False))
+    assert len(both) > 5
+    for name, second in zip(names[len(both) :], found[len(both) :], strict=True):
+        assert torch.equal(both[name], second)
 
 
 def test_a_layer_may_be_given_a_single_vector():
