@@ -48,22 +48,28 @@ def report(
     seeds: Sequence[int],
     goals: Sequence[Mapping[str, Any]],
     rows: Mapping[str, Any],
+    complete: bool = True,
     **settings: Any,
 ) -> None:
-    """Writes results/<name>.json unless `--quick`, and with `--json` prints the object last."""
+    """Writes results/<name>.json unless `--quick`, and with `--json` prints the object last.
+
+    complete: False for what is known by now, where a lent machine may be taken away: the file says
+    so, and nothing is printed.
+    """
     figures = {
         "name": name,
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_said()]),
         "machine": _machine(),
         "seeds": list(seeds),
         **settings,
+        **({} if complete else {"complete": False}),
         "goals": list(goals),
         "rows": rows,
     }
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
-    if options.json:
+    if options.json and complete:
         print(json.dumps(figures))
 
 

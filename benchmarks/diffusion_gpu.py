@@ -138,6 +138,8 @@ def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--seconds", type=float, default=5.0, help="Per speed (default 5).")
     options = options_of.parse_args()
+    if options.seconds <= 0:
+        options_of.error("give more than no seconds")
     if not torch.cuda.is_available():
         print("skipped: no CUDA device is visible to torch")
         options.quick = True  # nothing to keep
@@ -155,16 +157,23 @@ def main() -> None:
         goal("memory, 50 steps over 10", grown, 1.05, at_least=False),
         goal("time over plain backpropagation", statistics.mean(slower), 1.45, at_least=False),
     ]
-    finish(options, rows | of, goals, last=True)
+    finish(options, rows | of, goals, complete=True)
 
 
 def finish(
-    options: argparse.Namespace, rows: Any, goals: list[dict[str, Any]], *, last: bool = False
+    options: argparse.Namespace, rows: Any, goals: list[dict[str, Any]], *, complete: bool = False
 ) -> None:
-    """Writes what is known by now, and whether that is all: a lent machine may be taken away."""
-    quiet = options if last else argparse.Namespace(**{**vars(options), "json": False})
+    """Writes what is known by now."""
     device = torch.cuda.get_device_name()
-    report("diffusion_gpu", quiet, seeds=[0], goals=goals, rows=rows, device=device, complete=last)
+    report(
+        "diffusion_gpu",
+        options,
+        seeds=[0],
+        goals=goals,
+        rows=rows,
+        device=device,
+        complete=complete,
+    )
 
 
 if __name__ == "__main__":

@@ -214,6 +214,8 @@ def main() -> None:
     options_of.add_argument("--seconds", type=float, default=2.0, help="Per ratio (default 2).")
     options_of.add_argument("--whole", action="store_true", help="Models, pruned, alone.")
     options = options_of.parse_args()
+    if options.batch < 1 or options.seconds <= 0:
+        options_of.error("give at least one image and more than no seconds")
     if not torch.cuda.is_available():
         print("skipped: no CUDA device is visible to torch")
         options.quick = True  # nothing to keep
@@ -231,22 +233,21 @@ def main() -> None:
     for name in ("vim_small", "vim_tiny"):
         rows |= whole(name, options.batch, seconds)
         finish(options, rows, reason)
-    finish(options, rows, reason, last=True)
+    finish(options, rows, reason, complete=True)
 
 
 def finish(
-    options: argparse.Namespace, rows: dict[str, Any], reason: str | None, *, last: bool = False
+    options: argparse.Namespace, rows: dict[str, Any], reason: str | None, *, complete: bool = False
 ) -> None:
-    """Writes what is known by now, and whether that is all: a lent machine may be taken away."""
+    """Writes what is known by now."""
     goals = []
-    for keep in (0.8, 0.7) if last else ():
+    for keep in (0.8, 0.7) if complete else ():
         key = f"vim_small, batch {options.batch}, keep {keep}"
         title = f"speed-up realised, recorded, {key}"
         goals.append(goal(title, rows[key]["recorded"]["realised"], 90, unit="%"))
-    quiet = options if last else argparse.Namespace(**{**vars(options), "json": False})
     report(
-        f"mamba_gpu_whole_{options.batch}" if options.whole else "mamba_gpu", quiet, seeds=[0],
-        goals=goals, rows=rows, complete=last, shape=[options.batch, TOKENS],
+        f"mamba_gpu_whole_{options.batch}" if options.whole else "mamba_gpu", options, seeds=[0],
+        goals=goals, rows=rows, complete=complete, shape=[options.batch, TOKENS],
         device=torch.cuda.get_device_name(), without_mamba_ssm=reason,
     )  # fmt: skip
 

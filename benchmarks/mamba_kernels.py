@@ -279,6 +279,8 @@ def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--seconds", type=float, default=5.0, help="Per ratio (default 5).")
     options = options_of.parse_args()
+    if options.seconds <= 0:
+        options_of.error("give more than no seconds")
     torch.set_num_threads(1)
     if _library.status() is not None:
         raise SystemExit(f"nothing to measure: CPU kernels are {_library.status()}")

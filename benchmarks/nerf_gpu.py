@@ -98,6 +98,8 @@ def main() -> None:
     options_of.add_argument("--short", type=float, default=8.0, help="Per backend (8).")
     options_of.add_argument("--threads", type=int, default=2, help="Of the processor (2).")
     options = options_of.parse_args()
+    if min(options.seconds, options.short) <= 0 or options.threads < 1:
+        options_of.error("give more than no seconds, and at least one thread")
     if not torch.cuda.is_available():
         print("skipped: no CUDA device is visible to torch")
         options.quick = True  # nothing to keep
@@ -125,16 +127,15 @@ def main() -> None:
     ]  # fmt: skip
     if scene.name == "lego":
         goals.append(goal(f"lego, {seconds:g} of {LONG:g} s", rows["plain"]["psnr"], 32, unit="dB"))
-    finish(options, scene, rows, goals, last=True)
+    finish(options, scene, rows, goals, complete=True)
 
 
 def finish(
-    options: argparse.Namespace, scene: Scene, rows: Any, goals: Any, *, last: bool = False
+    options: argparse.Namespace, scene: Scene, rows: Any, goals: Any, *, complete: bool = False
 ) -> None:
-    """Writes what is known by now, and whether that is all: a lent machine may be taken away."""
-    quiet = options if last else argparse.Namespace(**{**vars(options), "json": False})
+    """Writes what is known by now."""
     report(
-        "nerf_gpu", quiet, seeds=[0], goals=goals, rows=rows, scene=scene.name, complete=last,
+        "nerf_gpu", options, seeds=[0], goals=goals, rows=rows, scene=scene.name, complete=complete,
         device=torch.cuda.get_device_name(),
     )  # fmt: skip
 

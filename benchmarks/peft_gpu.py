@@ -252,24 +252,28 @@ def main() -> None:
         finish(options, rows, device)
     for setting in settings[:2]:
         rows[setting.title]["estimation over plain step"] = looked(setting, device, seconds)
-    finish(options, rows, device, last=True)
+    finish(options, rows, device, complete=True)
 
 
 def finish(
-    options: argparse.Namespace, rows: dict[str, Any], device: torch.device, *, last: bool = False
+    options: argparse.Namespace,
+    rows: dict[str, Any],
+    device: torch.device,
+    *,
+    complete: bool = False,
 ) -> None:
-    """Writes what is known by now: a lent machine may be taken away."""
+    """Writes what is known by now."""
     cuda = device.type == "cuda"
     if cuda:
         gc.collect()
         torch.cuda.empty_cache()
-    quiet = options if last else argparse.Namespace(**{**vars(options), "json": False})
     report(
         "peft_gpu",
-        quiet,
+        options,
         seeds=[0],
         goals=[] if options.quick else goals_of(rows),
         rows=rows,
+        complete=complete,
         device=torch.cuda.get_device_name() if cuda else "cpu",
         shapes={LLAMA.name: [options.batch, LLAMA.tokens], BERT.name: [BERT.batch, BERT.tokens]},
     )
