@@ -19,47 +19,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import _scan
 import torch
 from _report import goal, parser, report
+from _scan import TAPS, Arguments, Run, backward_of, scan
 from torch import nn
 
 from compress3g.kernels import registry
 from compress3g.kernels.causal_conv import causal_conv1d
-from compress3g.kernels.selective_scan import mamba_ssm, selective_scan
+from compress3g.kernels.selective_scan import mamba_ssm
 from compress3g.mamba import PruneConfig, PruneSchedule, create_model, preset, pruned
 from compress3g.mamba.bench import benchmark
 from compress3g.profile import compare
 
-TOKENS, CHANNELS, STATES, TAPS = 197, 768, 16, 4
+TOKENS, CHANNELS = 197, 768
 LAYERS = (5, 10, 15)
-Run = Callable[[], Any]
-Arguments = dict[str, torch.Tensor]
-
-
-def arguments(batch: int) -> Arguments:
-    """Random inputs with the step sizes of an initialised Vim: softplus(delta + bias) near 0.01."""
-    g = torch.Generator("cuda").manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g, device="cuda")
-
-    A = -torch.arange(1.0, STATES + 1, device="cuda").expand(CHANNELS, STATES).clone()
-    return {
-        "u": normal(batch, TOKENS, CHANNELS),
-        "delta": normal(batch, TOKENS, CHANNELS),
-        "A": A,
-        "B": normal(batch, TOKENS, STATES),
-        "C": normal(batch, TOKENS, STATES),
-        "D": torch.ones(CHANNELS, device="cuda"),
-        "z": normal(batch, TOKENS, CHANNELS),
-        "delta_bias": normal(CHANNELS) - 4.6,
-    }
-
-
-def scan(x: Arguments, backend: str, **options: Any) -> torch.Tensor:
-    """The package's operator with one backend."""
-    out: torch.Tensor = selective_scan(**x, delta_softplus=True, backend=backend, **options)
-    return out
+ratio = partial(_scan.ratio, device="cuda")
 
 
 def steps_last(x: Arguments) -> Arguments:
@@ -75,30 +50,9 @@ def native(x: Arguments) -> torch.Tensor:
     return out
 
 
-def step_of(run: Callable[[Arguments], torch.Tensor], x: Arguments) -> Run:
-    """Forward and backward, gradients of every argument."""
-    leaves = {k: v.clone().requires_grad_() for k, v in x.items()}
-    upstream = torch.randn_like(x["u"])
-    return lambda: torch.autograd.grad(run(leaves), list(leaves.values()), upstream)
-
-
-def ratio(name: str, ours: Run, peer: Run, seconds: float) -> dict[str, Any]:
-    """Peer's time over ours, printed."""
-    found = compare(ours, peer, seconds=seconds, device="cuda")
-    print(
-        f"{name:58}{found.a.p50:>9.3f}{found.b.p50:>10.3f} ms{found.median:>9.2f}x"
-        f"  [{found.low:.2f}, {found.high:.2f}]",
-        flush=True,
-    )
-    return {
-        "ours_ms": found.a.p50, "peer_ms": found.b.p50, "ratio": found.median,
-        "low": found.low, "high": found.high,
-    }  # fmt: skip
-
-
 def scans(batch: int, seconds: float) -> dict[str, Any]:
     """The Triton scan against each peer; forward, then with its gradients; then with holes."""
-    x, rows = arguments(batch), {}
+    x, rows = _scan.arguments(batch, TOKENS, CHANNELS, "cuda"), {}
     mine = partial(scan, backend="triton")
     peers: dict[str, tuple[Callable[[Arguments], torch.Tensor], Arguments]] = {
         "chunked torch": (partial(scan, backend="chunked"), x),
@@ -115,8 +69,7 @@ def scans(batch: int, seconds: float) -> dict[str, Any]:
         label = f"scan forward, against {name}"
         rows[label] = ratio(label, lambda: mine(x), partial(peer, given), seconds)
         label = f"scan forward+backward, against {name}"
-        # Shapes of the upstream gradient follow the peer's own layout.
-        rows[label] = ratio(label, step_of(mine, x), step_of(peer, given), seconds)
+        rows[label] = ratio(label, backward_of(mine, x), backward_of(peer, given), seconds)
         torch.cuda.empty_cache()
     gap = torch.randint(0, 4, (batch, TOKENS), device="cuda")
     for mode in ("current", "bias"):

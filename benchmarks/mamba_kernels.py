@@ -20,43 +20,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
+import _scan
 import torch
 import torch.nn.functional as F
 from _memory import keep_freed_memory
 from _report import goal, parser, report
+from _scan import TAPS, Arguments, Run, backward_of, scan
 
 from compress3g.kernels import _library, registry
 from compress3g.kernels.causal_conv import causal_conv1d
 from compress3g.kernels.cost import observe
-from compress3g.kernels.selective_scan import selective_scan
 from compress3g.mamba import create_model
-from compress3g.profile.clock import compare
 
-BATCH, TOKENS, PRUNED, CHANNELS, STATES, TAPS = 4, 197, 101, 384, 16, 4
-Run = Callable[[], Any]
-Arguments = dict[str, torch.Tensor]
+BATCH, TOKENS, PRUNED, CHANNELS = 4, 197, 101, 384
+ratio = partial(_scan.ratio, clock="cpu")
 
 
 def arguments(tokens: int) -> Arguments:
-    """Random inputs with the step sizes of an initialised Vim: softplus(delta + bias) near 0.01."""
-    g = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g)
-
-    return {
-        "u": normal(BATCH, tokens, CHANNELS),
-        "delta": normal(BATCH, tokens, CHANNELS),
-        "A": -torch.arange(1.0, STATES + 1).expand(CHANNELS, STATES).clone(),
-        "B": normal(BATCH, tokens, STATES),
-        "C": normal(BATCH, tokens, STATES),
-        "D": torch.ones(CHANNELS),
-        "z": normal(BATCH, tokens, CHANNELS),
-        "delta_bias": normal(CHANNELS) - 4.6,
-    }
+    return _scan.arguments(BATCH, tokens, CHANNELS)
 
 
 def log_step(x: Arguments) -> torch.Tensor:
@@ -73,36 +58,6 @@ def log_step(x: Arguments) -> torch.Tensor:
         reach *= 2
     y = (state * x["C"][:, :, None]).sum(-1) + x["D"] * x["u"]
     return y * F.silu(x["z"])
-
-
-def scan(x: Arguments, backend: str, **options: Any) -> torch.Tensor:
-    """The package's operator with one backend."""
-    out: torch.Tensor = selective_scan(**x, delta_softplus=True, backend=backend, **options)
-    return out
-
-
-def backward_of(run: Callable[[Arguments], torch.Tensor], x: Arguments) -> Run:
-    """Forward and backward, gradients of every argument."""
-    leaves = {k: v.clone().requires_grad_() for k, v in x.items()}
-    upstream = torch.randn(x["u"].shape, generator=torch.Generator().manual_seed(1))
-    return lambda: torch.autograd.grad(run(leaves), list(leaves.values()), upstream)
-
-
-def ratio(name: str, ours: Run, peer: Run, seconds: float) -> dict[str, Any]:
-    """Peer's time over ours, printed."""
-    found = compare(ours, peer, seconds=seconds, clock="cpu")
-    print(
-        f"{name:58}{found.a.p50:>9.3f}{found.b.p50:>10.3f} ms{found.median:>9.3f}x"
-        f"  [{found.low:.3f}, {found.high:.3f}]",
-        flush=True,
-    )
-    return {
-        "ours_ms": found.a.p50,
-        "peer_ms": found.b.p50,
-        "ratio": found.median,
-        "low": found.low,
-        "high": found.high,
-    }
 
 
 def against_torch(seconds: float) -> dict[str, Any]:

@@ -232,7 +232,10 @@ def options_of() -> argparse.Namespace:
         "--batch", type=int, default=LLAMA.batch, help="Sequences of the Llama's (default 4)."
     )
     made.add_argument("--lean", action="store_true", help="Also with adapters in bfloat16.")
-    return made.parse_args()
+    options = made.parse_args()
+    if options.batch < 1 or options.seconds <= 0:
+        made.error("give at least one sequence and more than no seconds")
+    return options
 
 
 def main() -> None:
